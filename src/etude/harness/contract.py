@@ -1,0 +1,195 @@
+"""The contracts that authors of contests and études meet."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+from etude.data.cache import artifact
+from etude.data.contract import Data, Part, Split
+from etude.measure.contract import Metrics
+
+Figure = Any  # matplotlib's
+S = TypeVar("S")
+Subject = TypeVar("Subject")
+Contender = TypeVar("Contender")
+
+
+class Rule(Protocol):
+    """From an interval and an estimate to "reproduced", "not reproduced" or "inconclusive" (`etude.harness.verdict`)."""
+
+    def __call__(self, low: float, estimate: float, high: float, /) -> str: ...
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a contest asks its user to bring; the command line makes a flag of it.
+
+    Attributes:
+        name: of the flag ("model", "data").
+        kind: "model" (a Hugging Face folder, GGUF file, hub or embedded name) or "data".
+        help: one sentence for `--help`, with an example.
+        default: the embedded example that runs when the flag is left out.
+    """
+
+    name: str
+    kind: Literal["model", "data"]
+    help: str
+    default: str = ""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One measured quantity: its unit and which way is better."""
+
+    unit: str
+    better: Literal["lower", "higher"] = "lower"
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Identity, wire format and argument in one: strings, numbers and digests, no objects and no paths.
+
+    Attributes:
+        target: "contest:compress/LanguageModels" or "study:compress/laser/Intervention".
+        arm: the contender's or the arm's name.
+        scale: "user", or an étude's scale.
+        options: JSON of the contender's options, keys sorted.
+        inputs: (name, digest) pairs: model, train, validation, choice, test, built, prepared, with.
+        settings: JSON of what else changes the outcome (windows, trials, metric).
+        closure: digest of the sources that the outcome depends on.
+    """
+
+    target: str
+    arm: str
+    scale: str
+    seed: int
+    step: str = "arm"  # points, build, measure, time, prepare, arm
+    options: str = "{}"
+    settings: str = "{}"
+    device: str = "cpu"
+    dtype: str = "float32"
+    threads: int = 1
+    processes: int = 1
+    inputs: tuple[tuple[str, str], ...] = ()
+    closure: str = ""
+
+    def path(self, name: str) -> Path:
+        """This machine's copy of an input."""
+        return artifact(dict(self.inputs)[name])
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a paper promises, as a number and a rule.
+
+    Attributes:
+        title: the claim in one sentence, margin included.
+        value: from one seed's metrics of all arms to one number.
+        holds: the rule (`etude.harness.verdict`: above, below, within, contains, exact, all_of).
+        over: what the interval is over.
+        paper: the row of the sheet it stands for ("1", "2a"...).
+    """
+
+    title: str
+    value: Callable[[Mapping[str, Metrics]], float]
+    holds: Rule
+    over: Literal["seeds", "items", "blocks", "none"] = "seeds"
+    row: str = ""
+
+
+class Experiment(Generic[S]):
+    """One set-up of an étude; a paper has one or several. Arms are pure named functions (run, scale) -> Metrics."""
+
+    claims: ClassVar[tuple[Claim, ...]]
+    scales: ClassVar[Mapping[str, Any]]
+    seeds: ClassVar[int] = 3
+    deterministic: ClassVar[bool] = False  # one seed says all: claims over items, blocks or none only
+
+    def arms(self, scale: S) -> Mapping[str, Callable[[Run, S], Metrics]]:
+        raise NotImplementedError
+
+    def prepare(self, run: Run, scale: S, folder: Path) -> None:
+        """Made once and read by all seeds and arms through `run.path("prepared")`."""
+
+    def prepare_seed(self, run: Run, scale: S, folder: Path) -> None:
+        """Made once a seed and read by its arms through `run.path("seed")`."""
+
+    def plot(self, runs: Mapping[tuple[str, int], Metrics]) -> Figure:
+        raise NotImplementedError
+
+
+class Contest(ABC, Generic[Subject, Contender]):
+    """One kind of subject in which methods compete; a family has one or several.
+
+    Class attributes:
+        family, name: where it stands ("compress", "LanguageModels"); title for the report.
+        verb: the method that contenders have.
+        brings: what the user brings; kinds: the data parts it can use, in the order of preference.
+        field: baselines by name, always run; reference: the one that loss and budgets refer to.
+        quality: the metric that decides; axes: every metric of the table, costs after it, the main cost axis first among them.
+        max_loss: the default limit on quality lost against the reference (0.02), when no budget is given.
+        trials: what a technique that searches may try.
+    """
+
+    family: ClassVar[str]
+    name: ClassVar[str]
+    title: ClassVar[str]
+    verb: ClassVar[str]
+    brings: ClassVar[tuple[Need, ...]]
+    kinds: ClassVar[tuple[type[Part], ...]]
+    field: ClassVar[tuple[str, ...]]
+    reference: ClassVar[str]
+    quality: ClassVar[str]
+    costs: ClassVar[tuple[str, ...]]
+    axes: ClassVar[Mapping[str, Axis]]
+    max_loss: ClassVar[float | None] = None
+    trials: ClassVar[int] = 16
+
+    @abstractmethod
+    def split(self, parts: Split, seed: int) -> tuple[Split, Split, Split, Split]:
+        """Train, validation, choice and test of what the user brought."""
+
+    @abstractmethod
+    def subject(self, run: Run) -> Subject:
+        """What a verb gets to work on, loaded from `run.path("model")` or the training part."""
+
+    @abstractmethod
+    def data(self, run: Run) -> Data:
+        """What a verb sees, from `run.path("train")` and `run.path("validation")`."""
+
+    @abstractmethod
+    def build(self, contender: Contender, subject: Subject, data: Data, folder: Path) -> None:
+        """Run the verb and save what it made in `folder`."""
+
+    @abstractmethod
+    def measure(self, folder: Path, held_out: Split, run: Run) -> Metrics:
+        """Quality of what lies in `folder` on held-out data: in a new process, from the folder alone."""
+
+    def time(self, folder: Path, held_out: Split, run: Run) -> Metrics:
+        """What is timed alone and warm, by medians; nothing by default."""
+        return Metrics()
+
+    @abstractmethod
+    def probe(self, folder: Path, run: Run) -> str:
+        """A digest of what the built thing answers on a fixed probe: equal digests mean bit-equal answers."""
+
+    @abstractmethod
+    def floor(self, train: Split, held_out: Split, run: Run) -> float:
+        """What a contender must beat in `quality`: chance, the majority class, the unigram entropy."""
+
+    def reference_cost(self, run: Run) -> float:
+        """The reference's cost on the main axis, in its unit, as budgets count it."""
+        raise NotImplementedError
+
+    def marks(self, subject_facts: Mapping[str, Any], traits: tuple[str, ...]) -> str:
+        """Why a contender with these traits is to be read with care on this subject; empty when not."""
+        return ""
+
+    def facts(self, run: Run) -> Mapping[str, Any]:
+        """What the report says of the subject: parameters, architecture, whether its weights lie on a quantisation grid."""
+        return {}
