@@ -51,6 +51,15 @@ class Axis:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take: seconds of one thread, bytes of memory, bytes of disk."""
+
+    seconds: float
+    memory: float
+    disk: float
+
+
+@dataclass(frozen=True)
 class Run:
     """Identity, wire format and argument in one: strings, numbers and digests, no objects and no paths.
 
@@ -132,6 +141,7 @@ class Contest(ABC, Generic[Subject, Contender]):
         brings: what the user brings; kinds: the data parts it can use, in the order of preference.
         field: baselines by name, always run; reference: the one that loss and budgets refer to.
         quality: the metric that decides; axes: every metric of the table, costs after it, the main cost axis first among them.
+        budget_axes: which axis each form of `--budget` limits: "share", "bytes", "seconds", "faster", "tokens".
         max_loss: the default limit on quality lost against the reference (0.02), when no budget is given.
         trials: what a technique that searches may try.
     """
@@ -147,6 +157,7 @@ class Contest(ABC, Generic[Subject, Contender]):
     quality: ClassVar[str]
     costs: ClassVar[tuple[str, ...]]
     axes: ClassVar[Mapping[str, Axis]]
+    budget_axes: ClassVar[Mapping[str, str]] = {}
     max_loss: ClassVar[float | None] = None
     trials: ClassVar[int] = 16
 
@@ -182,14 +193,36 @@ class Contest(ABC, Generic[Subject, Contender]):
     def floor(self, train: Split, held_out: Split, run: Run) -> float:
         """What a contender must beat in `quality`: chance, the majority class, the unigram entropy."""
 
-    def reference_cost(self, run: Run) -> float:
-        """The reference's cost on the main axis, in its unit, as budgets count it."""
-        raise NotImplementedError
+    def decides(self, parts: Split) -> str:
+        """The metric that decides on these parts of the data."""
+        return self.quality
 
-    def marks(self, subject_facts: Mapping[str, Any], traits: tuple[str, ...]) -> str:
+    def remember(self, folder: Path, held_out: Split, run: Run, out: Path) -> None:
+        """Write into `out` what `measure` wants to know of the reference (its predictions), once."""
+
+    def reference_cost(self, run: Run) -> float | None:
+        """The reference's cost on the main axis where budgets count it by a formula instead of by measurement."""
+        return None
+
+    def marks(self, facts: Mapping[str, Any], traits: tuple[str, ...]) -> str:
         """Why a contender with these traits is to be read with care on this subject; empty when not."""
         return ""
 
-    def facts(self, run: Run) -> Mapping[str, Any]:
+    def facts(self, run: Run) -> dict[str, Any]:
         """What the report says of the subject: parameters, architecture, whether its weights lie on a quantisation grid."""
         return {}
+
+    def describe(self, folder: Path) -> dict[str, str]:
+        """What is to be said of the thing in `folder`: what loads it, what it kept."""
+        return {}
+
+    def samples(self, folder: Path, held_out: Split, run: Run) -> list[str]:
+        """Two short samples of what the built thing makes, for `--with-samples`."""
+        return []
+
+    def estimate(self, facts: Mapping[str, Any], step: str) -> Estimate:
+        """What one run of this step ("build", "measure", "time") is expected to take."""
+        return Estimate(1.0, 0.5e9, 0.0)
+
+    def check(self, parts: Split, run: Run) -> None:
+        """Refuse data that cannot be used with what else was brought (less text than one window), with a ValueError."""

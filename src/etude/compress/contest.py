@@ -1,0 +1,238 @@
+"""The contest of compressed language models: the smallest within a limit of quality, or the best within a budget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from etude.data.contract import Data, Part, Rows, Split, Text
+from etude.harness.contract import Axis, Contest, Estimate, Need, Run
+from etude.measure.contract import Metrics
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from etude.compress import Compressor
+
+SHARES = (0.7, 0.1, 0.1, 0.1)  # train, validation, choice, test
+SETTINGS = {"tokens": 4096, "window": 512, "block": 128}
+
+
+class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
+    """Decoders of transformers, judged on held-out text (bits per byte) or labelled rows (accuracy)."""
+
+    family, name, title, verb = "compress", "LanguageModels", "Compressed language models", "compress"
+    brings = (
+        Need("model", "model", "what to compress: a Hugging Face folder, a GGUF file, a hub name, smollm2 or smollm2-rotated", "smollm2-rotated"),
+        Need("data", "data", "text it should stay good at (any text file, JSONL with a text column...) or labelled rows", "english"),
+    )
+    kinds = (Rows, Text)
+    field = ("untouched", "magnitude", "round_to_nearest", "gptq", "svd", "block_drop")
+    reference = "untouched"
+    quality = "bits_per_byte"
+    costs = ("bytes", "load", "memory", "prefill", "decode")
+    axes: ClassVar[Mapping[str, Axis]] = {
+        "bits_per_byte": Axis("bits/byte", "lower", "bits per byte"),
+        "accuracy": Axis("share", "higher", "accuracy"),
+        "perplexity": Axis("per token", "lower", "perplexity"),
+        "divergence": Axis("nats/token", "lower", "divergence from the untouched model"),
+        "agreement": Axis("share", "higher", "top-1 agreement with the untouched model"),
+        "bytes": Axis("bytes", "lower", "bytes on disk"),
+        "load": Axis("s", "lower", "load time"),
+        "memory": Axis("bytes", "lower", "peak memory"),
+        "prefill": Axis("tokens/s", "higher", "prefill speed"),
+        "decode": Axis("tokens/s", "higher", "decode speed"),
+    }
+    budget_axes: ClassVar[Mapping[str, str]] = {"share": "bytes", "bytes": "bytes", "faster": "prefill"}
+    max_loss = 0.02
+    trials = 16
+
+    def split(self, parts: Split, seed: int) -> tuple[Split, Split, Split, Split]:
+        from etude.data.split import by_hash, by_span
+
+        def cut(part: Part) -> tuple[Part, ...]:
+            return tuple(by_span(part, SHARES) if part.running else by_hash(part, SHARES, seed))
+
+        columns = [cut(part) for part in parts.parts.values()]
+        train, validation, choice, test = (Split(*row) for row in zip(*columns, strict=True))
+        return train, validation, choice, test
+
+    def decides(self, parts: Split) -> str:
+        return "accuracy" if Rows in parts else self.quality
+
+    def subject(self, run: Run) -> PreTrainedModel:
+        return load_model(run.path("model"), run)
+
+    def data(self, run: Run) -> Data:
+        train, validation = Split.load(run.path("train")), Split.load(run.path("validation"))
+        return Data(train, validation, run.seed, load_tokenizer(run.path("model")))
+
+    def build(self, contender: Compressor, subject: PreTrainedModel, data: Data, folder: Path) -> None:
+        from etude.nn.saving import save
+
+        save(contender.compress(subject, data), data.tokenizer, folder)
+
+    def measure(self, folder: Path, held_out: Split, run: Run) -> Metrics:
+        import math
+
+        from etude.measure import cost, quality
+
+        settings = SETTINGS | json.loads(run.settings)
+        model, tokenizer = load_model(folder, run), load_tokenizer(folder)
+        metrics = Metrics(bytes=float(cost.folder_bytes(folder)))
+        if Text in held_out:
+            reference = run.path("reference") if "reference" in dict(run.inputs) else None
+            sizes = {key: settings[key] for key in ("tokens", "window", "block")}
+            metrics.update(quality.language(model, tokenizer, held_out[Text], reference=reference, **sizes))
+        if Rows in held_out:
+            metrics["accuracy"] = accuracy(model, tokenizer, held_out[Rows])
+        if any(isinstance(value, float) and math.isnan(value) for value in metrics.values()):
+            raise ValueError("the compressed model answers NaN")
+        return metrics
+
+    def remember(self, folder: Path, held_out: Split, run: Run, out: Path) -> None:
+        from etude.measure.quality import store_reference
+
+        if Text in held_out:
+            sizes = {key: (SETTINGS | json.loads(run.settings))[key] for key in ("tokens", "window", "block")}
+            store_reference(load_model(folder, run), load_tokenizer(folder), held_out[Text], out, **sizes)
+
+    def time(self, folder: Path, held_out: Split, run: Run) -> Metrics:
+        from time import perf_counter
+
+        from etude.measure import cost
+
+        start = perf_counter()
+        model = load_model(folder, run)
+        load = perf_counter() - start
+        return Metrics(load=load, prefill=cost.prefill_speed(model, seconds=3.0), decode=cost.decode_speed(model, seconds=3.0))
+
+    def probe(self, folder: Path, run: Run) -> str:
+        import torch
+
+        model = load_model(folder, run)
+        ids = torch.arange(32)[None] * 7 % model.get_input_embeddings().weight.shape[0]
+        with torch.inference_mode():
+            logits = model(ids.to(model.device)).logits.float().cpu().numpy()
+        return hashlib.sha256(logits.tobytes()).hexdigest()
+
+    def floor(self, train: Split, held_out: Split, run: Run) -> float:
+        from collections import Counter
+
+        from etude.measure.quality import unigram_entropy
+
+        if Rows in held_out:
+            labels = Counter(held_out[Rows].column("label" if "label" in held_out[Rows].roles else "answer"))
+            return max(labels.values()) / sum(labels.values())
+        return unigram_entropy(held_out[Text])
+
+    def reference_cost(self, run: Run) -> float | None:
+        return 2.0 * self.facts(run)["parameters"]
+
+    def facts(self, run: Run) -> dict[str, Any]:
+        from etude.data.assets import on_grid
+
+        folder = run.path("model")
+        config = json.loads((folder / "config.json").read_text())
+        architecture = (config.get("architectures") or [config.get("model_type", "unknown")])[0]
+        card = folder / "README.md"
+        license_lines = [line.split(":", 1)[1].strip() for line in card.read_text().splitlines() if line.startswith("license:")] if card.exists() else []
+        return {
+            "parameters": parameters(folder, config),
+            "architecture": architecture,
+            "grid": on_grid(folder),
+            "licence": license_lines[0] if license_lines else "not stated",
+        }
+
+    def marks(self, facts: Mapping[str, Any], traits: tuple[str, ...]) -> str:
+        if facts.get("grid") and "quantises" in traits:
+            return f"the model's weights already lie on a quantisation grid ({facts['grid']}), so that quantising costs less than on a float model"
+        if (facts.get("grid") or facts.get("rotated")) and "low rank" in traits:
+            return "the model's weights carry the rounding noise of a quantisation grid, which low rank may strip"
+        return ""
+
+    def describe(self, folder: Path) -> dict[str, str]:
+        method = json.loads((folder / "config.json").read_text()).get("quantization_config", {}).get("quant_method", "")
+        return {"loads in": "transformers after `import etude`" if method == "etude" else "plain transformers"}
+
+    def samples(self, folder: Path, held_out: Split, run: Run) -> list[str]:
+        import torch
+
+        model, tokenizer = load_model(folder, run), load_tokenizer(folder)
+        part: Part = held_out[Text] if Text in held_out else held_out[Rows]
+        texts = [text for text in part.column("text" if "text" in part.roles else "prompt")[:50] if len(text) > 80][:2]
+        outputs = []
+        for text in texts:
+            ids = torch.tensor([tokenizer(text)["input_ids"][:24]])
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False, pad_token_id=0)
+            outputs.append(tokenizer.decode(made[0]))
+        return outputs
+
+    def estimate(self, facts: Mapping[str, Any], step: str) -> Estimate:
+        size = float(facts["parameters"])
+        forward = SETTINGS["tokens"] * size * 2 / 1.2e11  # one thread
+        seconds = {"build": 3 * forward + size / 2e7, "measure": 1.5 * forward + 3, "time": 8.0, "search": self.trials * forward / 2}
+        return Estimate(seconds[step], 6 * size + 6e8, 2.5 * size if step == "build" else 0.0)
+
+    def check(self, parts: Split, run: Run) -> None:
+        if Text not in parts:
+            return
+        tokenizer, window, glue = load_tokenizer(run.path("model")), SETTINGS["window"], "" if parts[Text].running else "\n\n"
+        tokens, enough = 0, 2 * window
+        for text in parts[Text].column("text"):
+            tokens += len(tokenizer(text + glue, add_special_tokens=False, verbose=False)["input_ids"])
+            if tokens >= enough:
+                return
+        if tokens < window:
+            raise ValueError(f"the held-out text holds {tokens} tokens, less than one evaluation window of {window}: bring about ten times more text")
+
+
+def load_model(folder: Path, run: Run) -> PreTrainedModel:
+    """The folder's decoder in the run's dtype on its device, in evaluation mode."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    import etude.nn.hosts
+
+    etude.nn.hosts.install()
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, run.dtype), local_files_only=True)
+    return model.to(run.device).eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The folder's tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return tokenizer
+
+
+def parameters(folder: Path, config: Mapping[str, Any]) -> int:
+    """How many parameters the architecture has, tied ones counted once: from the configuration, no weights read."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
+    model.tie_weights()
+    return sum(p.numel() for p in model.parameters())
+
+
+def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Any:
+    """Share of rows whose right answer is the likeliest of the candidates, as Items by row."""
+    from etude.measure.quality import choice_accuracy
+
+    if "choices" in rows.roles:
+        prompts, choices, right = list(rows.column("prompt")), list(rows.column("choices")), list(rows.column("label"))
+    else:
+        prompts = list(rows.column("text" if "text" in rows.roles else "prompt"))
+        labels = [str(label) for label in rows.column("label" if "label" in rows.roles else "answer")]
+        names = sorted(set(labels))
+        choices, right = [names] * len(prompts), [names.index(label) for label in labels]
+    return choice_accuracy(model, tokenizer, prompts[:200], choices[:200], right[:200])
+
+
+CONTESTS = (LanguageModels,)
