@@ -154,6 +154,9 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
             return "the model's weights carry the rounding noise of a quantisation grid, which low rank may strip"
         return ""
 
+    def loaded(self, folder: Path, run: Run) -> tuple[Any, ...]:
+        return load_model(folder, run), load_tokenizer(folder)
+
     def describe(self, folder: Path) -> dict[str, str]:
         method = json.loads((folder / "config.json").read_text()).get("quantization_config", {}).get("quant_method", "")
         return {"loads in": "transformers after `import etude`" if method == "etude" else "plain transformers"}

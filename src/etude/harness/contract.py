@@ -165,6 +165,10 @@ class Contest(ABC, Generic[Subject, Contender]):
     def split(self, parts: Split, seed: int) -> tuple[Split, Split, Split, Split]:
         """Train, validation, choice and test of what the user brought."""
 
+    def whole(self, parts: Split, seed: int) -> tuple[Split, Split]:
+        """Train and validation when nothing is to be measured: for `etude apply`."""
+        return self.split(parts, seed)[:2]
+
     @abstractmethod
     def subject(self, run: Run) -> Subject:
         """What a verb gets to work on, loaded from `run.path("model")` or the training part."""
@@ -211,6 +215,10 @@ class Contest(ABC, Generic[Subject, Contender]):
     def facts(self, run: Run) -> dict[str, Any]:
         """What the report says of the subject: parameters, architecture, whether its weights lie on a quantisation grid."""
         return {}
+
+    def loaded(self, folder: Path, run: Run) -> tuple[Any, ...]:
+        """What lies in `folder`, loaded: the first arguments of a user's own metric."""
+        raise ValueError(f"{self.title} takes no metric of your own")
 
     def describe(self, folder: Path) -> dict[str, str]:
         """What is to be said of the thing in `folder`: what loads it, what it kept."""

@@ -1,0 +1,222 @@
+"""`etude compare` and `etude apply`: from a request to results on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from etude.data.cache import artifact, digest_json, home, write_text
+from etude.harness import check
+from etude.harness.contract import Contest
+from etude.harness.inputs import Inputs, gather
+from etude.harness.recommend import recommend
+from etude.harness.referee import CHOOSING, Measured, Referee
+from etude.harness.request import Entrant, Progress, Request, claim_out, contest_for, entrants_of
+from etude.harness.results import assemble
+from etude.harness.runner import Runner
+from etude.harness.store import Store, lock_folder
+
+Say = Callable[[str], None]
+
+
+def compete(request: Request, say: Say, progress: Progress | None = None) -> dict[str, Any]:
+    """Run a contest (or finish one that was interrupted) and write `results.json` and `report.html` into `request.out`.
+
+    Raises:
+        ValueError: something the user gave cannot be used; the message says what and what to do.
+    """
+    contest = contest_for(request)
+    entrants = entrants_of(request, contest, check.require)
+    inputs = gather(request, contest, say)
+    refuse_needs(entrants, inputs)
+    identity = identity_of(request, contest, entrants, inputs)
+    if not request.dry_run:
+        claim_out(request, identity)
+    with nullcontext() if request.dry_run else lock_folder(request.out):
+        store = Store(home() / "etude.sqlite")
+        runner = Runner(store, jobs=request.jobs or min(2, os.cpu_count() or 1), progress=progress)
+        referee = Referee(request, contest, inputs, store, runner, progress)
+        referee.study_subject()
+        announce_plan(referee, entrants, say)
+        if request.dry_run:
+            return {"dry_run": True, "contenders": [entrant.label for entrant in entrants], "identity": identity}
+        results = run_contest(referee, entrants, say)
+    write_text(request.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    from etude.harness.report import write
+
+    write(results, request.out)
+    return results
+
+
+def run_contest(referee: Referee, entrants: list[Entrant], say: Say) -> dict[str, Any]:
+    """Points on the choice part, the chosen ones on the test part over seeds, then what is timed."""
+    request, reference = referee.request, entrants[0]
+    first = referee.measure([(reference, reference.options, CHOOSING)], "choice")[0]
+    if first.error:
+        raise ValueError(f"the reference {reference.label} failed, so that nothing can be compared: {first.error}")
+    referee.recall_reference(reference, "choice")
+    first = referee.measure([(reference, reference.options, CHOOSING)], "choice")[0]
+    referee.reference["choice"] = first.metrics
+    referee.points(entrants)
+    wanted = [(entrant, options, CHOOSING) for entrant in entrants for options in entrant.points]
+    tried = dict[str, list[Measured]]()
+    for (entrant, _, _), one in zip(wanted, referee.measure(wanted, "choice"), strict=True):
+        tried.setdefault(entrant.label, []).append(one)
+    held_out = "choice" if request.dev else "test"
+    timed_early = request.prefer == "speed" or any(limit["form"] in ("faster", "seconds") for limit in referee.limits)
+    if timed_early:
+        referee.time(reference, first, "choice")
+        for entrant in entrants:
+            for one in tried.get(entrant.label, []):
+                if not one.error:
+                    referee.time(entrant, one, "choice")
+    for entrant in entrants:
+        entrant.chosen = referee.choose(entrant, tried.get(entrant.label, []))
+    chosen = {entrant.label: tried[entrant.label][entrant.chosen] for entrant in entrants if entrant.chosen >= 0}
+    referee.release([one for ones in tried.values() for one in ones], {one.built for one in chosen.values()} | {first.built})
+    if not request.dev:
+        referee.recall_reference(reference, "test")
+    seeds = over_seeds(referee, entrants, chosen, held_out)
+    again = referee.measure([(reference, reference.options, CHOOSING)], held_out, again=1)[0]
+    for entrant in entrants:
+        good = [one for one in seeds.get(entrant.label, []) if not one.error]
+        if good:
+            referee.time(entrant, good[0], held_out)
+    floor = referee.single(referee.run("floor", inputs=[*referee.inputs.pick("train"), ("held_out", referee.inputs.digests[held_out])])).value["floor"]
+    spoken = samples(referee, entrants, seeds, held_out) if request.with_samples else None
+    results = assemble(referee, entrants, tried, seeds, again, floor, spoken)
+    results["recommendation"] = recommend(results)
+    keep = {one.built for label, ones in seeds.items() for one in ones[:1] if label == results["recommendation"].get("name")}
+    referee.release([one for ones in [*seeds.values(), *tried.values()] for one in ones], keep | {first.built})
+    return results
+
+
+def over_seeds(referee: Referee, entrants: list[Entrant], chosen: dict[str, Measured], held_out: str) -> dict[str, list[Measured]]:
+    """The chosen points on the held-out part: one seed each, and the further ones of those that proved not deterministic."""
+    seeds = list(range(CHOOSING + 1, CHOOSING + 1 + referee.request.seeds))
+    able = [entrant for entrant in entrants if entrant.label in chosen]
+    first = referee.measure([(entrant, chosen[entrant.label].options, seeds[0]) for entrant in able], held_out)
+    found = {entrant.label: [one] for entrant, one in zip(able, first, strict=True)}
+    random = [entrant for entrant in able if found[entrant.label][0].probe != chosen[entrant.label].probe or found[entrant.label][0].error]
+    wanted = [(entrant, chosen[entrant.label].options, seed) for entrant in random for seed in seeds[1:]]
+    for (entrant, _, _), one in zip(wanted, referee.measure(wanted, held_out), strict=True):
+        found[entrant.label].append(one)
+    return found
+
+
+def samples(referee: Referee, entrants: list[Entrant], seeds: dict[str, list[Measured]], held_out: str) -> dict[str, list[str]]:
+    """Two short samples of each contender that was built."""
+    spoken = dict[str, list[str]]()
+    for entrant in entrants:
+        for one in [one for one in seeds.get(entrant.label, []) if not one.error][:1]:
+            inputs = [("built", one.built), ("held_out", referee.inputs.digests[held_out])]
+            if artifact(one.built).is_dir():
+                spoken[entrant.label] = referee.single(referee.run("samples", entrant, inputs)).value["samples"]
+    return spoken
+
+
+def refuse_needs(entrants: list[Entrant], inputs: Inputs) -> None:
+    """Refuse a contender whose parts of the data were not brought, by name and before any work."""
+    there = set(inputs.about["data"]["rows"])
+    for entrant in entrants:
+        missing = [need for need in entrant.entry.needs if need not in there and not (need == "Text" and "Rows" in there)]
+        if missing:
+            raise ValueError(f"{entrant.label} needs {missing[0]}, which the data does not hold (it holds {', '.join(sorted(there))})")
+
+
+def identity_of(request: Request, contest: Contest[Any, Any], entrants: list[Entrant], inputs: Inputs) -> str:
+    """What makes two calls the same contest."""
+    who = [[entrant.label, entrant.options, entrant.file] for entrant in entrants]
+    asked = [request.budget, request.max_loss, request.prefer, request.seeds, request.dev, request.with_samples, request.device, request.dtype]
+    return digest_json([contest.family, contest.name, who, asked, inputs.digests, inputs.metric])
+
+
+def announce_plan(referee: Referee, entrants: list[Entrant], say: Say) -> None:
+    """Say what will be done and what it is expected to take."""
+    contest, facts, seeds, jobs = referee.contest, referee.facts, referee.request.seeds, referee.runner.jobs
+    each = {step: contest.estimate(facts, step) for step in ("build", "measure", "time")}
+    builds = sum(2 + (0 if entrant.entry.name == contest.reference else 2) for entrant in entrants)
+    searching = sum(contest.estimate(facts, "search").seconds * (1 + seeds) for entrant in entrants if "searches" in entrant.entry.traits)
+    seconds = (builds * (each["build"].seconds + each["measure"].seconds) + searching) / jobs + len(entrants) * each["time"].seconds
+    memory, disk = jobs * max(e.memory for e in each.values()), builds * each["build"].disk
+    say(f"{contest.title}: {len(entrants)} contenders ({', '.join(entrant.label for entrant in entrants)})")
+    say(
+        f"about {builds} builds and measurements on {jobs} worker{'s' if jobs > 1 else ''}, seed {CHOOSING} to choose and {seeds} to report: "
+        f"about {max(1, round(seconds / 60))} min, {memory / 1e9:.1f} GB of memory, at most {disk / 1e9:.1f} GB of disk in {home()}"
+    )
+    for entrant in entrants:
+        if mark := contest.marks(facts, entrant.entry.traits):
+            say(f"{entrant.label}: {mark}")
+
+
+def apply(
+    name: str,
+    options: dict[str, Any],
+    request: Request,
+    say: Say,
+    progress: Progress | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """Build one contender on all of the user's data.
+
+    Returns:
+        The digest of the built folder, and what the model card says of it.
+    """
+    from etude import catalogue
+
+    entry = catalogue.find(name)
+    if not entry.enters:
+        raise ValueError(f"{name} is a {entry.role} and cannot be applied on its own")
+    contest: Contest[Any, Any] = catalogue.contest(request.family or entry.enters[0])
+    catalogue.make(entry, options)
+    inputs = gather(request, contest, say, whole=True)
+    runner = Runner(Store(home() / "etude.sqlite"), jobs=1, progress=progress)
+    referee = Referee(request, contest, inputs, runner.store, runner, progress)
+    referee.study_subject()
+    entrant = Entrant(name, entry, options)
+    refuse_needs([entrant], inputs)
+    record = referee.single(referee.build_run(entrant, options, CHOOSING), makes=True)
+    return record.artifact or "", {
+        "entry": entry,
+        "options": options,
+        "facts": referee.facts,
+        "about": inputs.about,
+        "wall": record.wall,
+        "memory": record.memory,
+        "describe": record.value["describe"],
+        "tuning": record.value["tuning"],
+    }
+
+
+def apply_from(results_path: Path, request: Request, say: Say, progress: Progress | None = None) -> tuple[str, dict[str, Any]]:
+    """The folder of what a contest recommends: the very one that was measured, built again where it was cleared."""
+    try:
+        results = json.loads(results_path.read_text())
+        name = results["recommendation"]["name"]
+        contender = next((one for one in results["contenders"] if one["name"] == name), None)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--from {results_path} is no results.json of a contest ({type(error).__name__}: {error})") from error
+    if contender is None:
+        raise ValueError(f"{results_path} recommends nothing: {results['recommendation']['line']}")
+    seed = next(one for one in contender["seeds"] if not one.get("error"))
+    about = {"results": results, "contender": contender, "options": contender["options"], "describe": contender.get("describe", {})}
+    if not artifact(seed["built"]).is_dir():
+        say(f"the measured folder of {name} was cleared from the cache: building it again")
+        rebuild(seed, progress)
+    return seed["built"], about
+
+
+def rebuild(seed: dict[str, Any], progress: Progress | None) -> None:
+    """Build a measured folder again; it must come out with the same digest."""
+    from etude.harness.runner import Job
+
+    store = Store(home() / "etude.sqlite")
+    record = next((r for r in store.records() if r.artifact == seed["built"] and r.run.step == "build"), None)
+    if record is None:
+        raise ValueError(f"the build of {seed['built'][:12]} is in no store on this machine: run the contest again")
+    again = Runner(store, jobs=1, progress=progress).run([Job(record.run, "etude.harness.steps:build", makes=True)])[0]
+    if again.artifact != seed["built"]:
+        raise ValueError(f"building it again gave other weights ({again.error or again.artifact}): run the contest again")
