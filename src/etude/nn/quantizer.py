@@ -1,7 +1,7 @@
 """The quantizer `etude`: how transformers reads shapes that a configuration cannot express (`etude.nn.hosts` registers it).
 
-config.json then holds `"quantization_config": {"quant_method": "etude", "factors": {module: rank}, "packed": {module: [bits, group]}}`,
-and the named layers are replaced on the meta device before the weights arrive. This module is read while transformers itself is still
+config.json then holds `"quantization_config": {"quant_method": "etude", "factors": {module: rank}, "packed": {module: {bits, group, symmetric}}}`,
+and the named layers are replaced on the meta device before the weights arrive; packed ones become dense again, codes kept, once they are read. This module is read while transformers itself is still
 being imported, so it imports only what stands by then.
 """
 
@@ -19,14 +19,15 @@ class EtudeConfig(QuantizationConfigMixin):
 
     Attributes:
         factors: module name -> rank of its two factors.
+        packed: module name -> {"bits", "group", "symmetric"} of its codes.
     """
 
-    def __init__(self, factors: dict[str, int] | None = None, **unknown: Any) -> None:
+    def __init__(self, factors: dict[str, int] | None = None, packed: dict[str, dict[str, Any]] | None = None, **unknown: Any) -> None:
         unknown.pop("quant_method", None)
         if unknown:
-            raise ValueError(f"quantization_config of etude has no {', '.join(unknown)}: the folder was written by a newer etude, update it")
+            raise ValueError(f"quantization_config of etude has no {', '.join(unknown)}: a newer etude wrote this folder, update yours")
         self.quant_method = "etude"
-        self.factors = dict(factors or {})
+        self.factors, self.packed = dict(factors or {}), dict(packed or {})
 
 
 class EtudeQuantizer(HfQuantizer):
@@ -36,13 +37,31 @@ class EtudeQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         from etude.nn.factored import FactoredLinear
+        from etude.nn.packed import PackedLinear
+        from etude.nn.packing import Grid
         from etude.nn.surgery import features, replace_module
 
-        for name, rank in self.quantization_config.factors.items():
+        about = self.quantization_config
+        for name in [*about.factors, *about.packed]:
             old = _layer(model, name)
-            out, width = features(old)
-            replace_module(model, name, FactoredLinear(width, out, rank, old.bias is not None, old.weight.device, old.weight.dtype))
+            (out, width), bias, place = features(old), old.bias is not None, (old.weight.device, old.weight.dtype)
+            if name in about.factors:
+                replace_module(model, name, FactoredLinear(width, out, about.factors[name], bias, *place))
+            else:
+                replace_module(model, name, PackedLinear(width, out, Grid(**about.packed[name]), bias, *place))
         return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        from etude.nn.surgery import replace_module
+
+        for name in self.quantization_config.packed:
+            replace_module(model, name, model.get_submodule(name).unpacked())
+        return model
+
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, str]]:
+        from etude.nn.saving import stored
+
+        return stored(model)[0], {}
 
     def is_serializable(self) -> bool:
         return True
