@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,6 +12,7 @@ from etude.harness.contract import Axis, Contest, Estimate, Need, Run
 from etude.measure.contract import Metrics
 
 if TYPE_CHECKING:
+    import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from etude.compress import Compressor
@@ -70,10 +70,28 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
         train, validation = Split.load(run.path("train")), Split.load(run.path("validation"))
         return Data(train, validation, run.seed, load_tokenizer(run.path("model")))
 
-    def build(self, contender: Compressor, subject: PreTrainedModel, data: Data, folder: Path) -> None:
+    def save(self, made: PreTrainedModel, data: Data, folder: Path) -> None:
         from etude.nn.saving import save
 
-        save(contender.compress(subject, data), data.tokenizer, folder)
+        save(made, data.tokenizer, folder)
+
+    def load(self, folder: Path, run: Run) -> PreTrainedModel:
+        return load_model(folder, run)
+
+    def answers(self, made: PreTrainedModel) -> np.ndarray:
+        import torch
+
+        ids = torch.arange(32)[None] * 7 % made.get_input_embeddings().weight.shape[0]
+        with torch.inference_mode():
+            logits: np.ndarray = made(ids.to(made.device)).logits.float().cpu().numpy()
+        return logits
+
+    def tiny(self) -> Mapping[str, tuple[Callable[[], PreTrainedModel], Data]]:
+        from etude.nn.tiny import byte_tokenizer, tiny_gpt2, tiny_llama, tiny_text
+
+        text, tokenizer = tiny_text(), byte_tokenizer()
+        data = Data(Split(text), Split(text), 0, tokenizer)
+        return {"llama": (tiny_llama, data), "gpt2": (tiny_gpt2, data)}
 
     def measure(self, folder: Path, held_out: Split, run: Run) -> Metrics:
         import math
@@ -109,15 +127,6 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
         model = load_model(folder, run)
         load = perf_counter() - start
         return Metrics(load=load, prefill=cost.prefill_speed(model, seconds=3.0), decode=cost.decode_speed(model, seconds=3.0))
-
-    def probe(self, folder: Path, run: Run) -> str:
-        import torch
-
-        model = load_model(folder, run)
-        ids = torch.arange(32)[None] * 7 % model.get_input_embeddings().weight.shape[0]
-        with torch.inference_mode():
-            logits = model(ids.to(model.device)).logits.float().cpu().numpy()
-        return hashlib.sha256(logits.tobytes()).hexdigest()
 
     def floor(self, train: Split, held_out: Split, run: Run) -> float:
         from collections import Counter

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from etude.data.cache import artifact, digest_json, home, write_text
-from etude.harness import check
 from etude.harness.contract import Contest
 from etude.harness.inputs import Inputs, gather
 from etude.harness.recommend import recommend
@@ -30,7 +29,7 @@ def compete(request: Request, say: Say, progress: Progress | None = None) -> dic
         ValueError: something the user gave cannot be used; the message says what and what to do.
     """
     contest = contest_for(request)
-    entrants = entrants_of(request, contest, check.require)
+    entrants = entrants_of(request, contest)
     inputs = gather(request, contest, say)
     refuse_needs(entrants, inputs)
     identity = identity_of(request, contest, entrants, inputs)
@@ -40,6 +39,9 @@ def compete(request: Request, say: Say, progress: Progress | None = None) -> dic
         store = Store(home() / "etude.sqlite")
         runner = Runner(store, jobs=request.jobs or min(2, os.cpu_count() or 1), progress=progress)
         referee = Referee(request, contest, inputs, store, runner, progress)
+        for entrant in entrants:
+            if entrant.file:
+                referee.single(referee.run("check", entrant))
         referee.study_subject()
         announce_plan(referee, entrants, say)
         if request.dry_run:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from etude.data.cache import artifact
 from etude.data.contract import Data, Part, Split
 from etude.measure.contract import Metrics
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Figure = Any  # matplotlib's
 S = TypeVar("S")
@@ -101,7 +105,8 @@ class Claim:
         value: from one seed's metrics of all arms to one number.
         holds: the rule (`etude.harness.verdict`: above, below, within, contains, exact, all_of).
         over: what the interval is over.
-        paper: the row of the sheet it stands for ("1", "2a"...).
+        row: the row of the sheet it stands for ("1", "2a"...).
+        overlap: test rows over training rows where seeds are overlapping random splits of one set (Nadeau-Bengio correction).
     """
 
     title: str
@@ -109,6 +114,7 @@ class Claim:
     holds: Rule
     over: Literal["seeds", "items", "blocks", "none"] = "seeds"
     row: str = ""
+    overlap: float = 0.0
 
 
 class Experiment(Generic[S]):
@@ -178,8 +184,28 @@ class Contest(ABC, Generic[Subject, Contender]):
         """What a verb sees, from `run.path("train")` and `run.path("validation")`."""
 
     @abstractmethod
+    def save(self, made: Any, data: Data, folder: Path) -> None:
+        """Write what a verb returned into `folder`, in the format that users of it read."""
+
+    @abstractmethod
+    def load(self, folder: Path, run: Run) -> Any:
+        """What `save` wrote, ready to be used."""
+
+    @abstractmethod
+    def answers(self, made: Any) -> np.ndarray:
+        """What the made or loaded thing answers on a fixed probe."""
+
+    @abstractmethod
+    def tiny(self) -> Mapping[str, tuple[Callable[[], Subject], Data]]:
+        """Two small subjects of different kinds with data, made on the spot: for the conformance suite."""
+
     def build(self, contender: Contender, subject: Subject, data: Data, folder: Path) -> None:
         """Run the verb and save what it made in `folder`."""
+        self.save(getattr(contender, self.verb)(subject, data), data, folder)
+
+    def probe(self, folder: Path, run: Run) -> str:
+        """A digest of the answers on the probe: equal digests mean bit-equal answers."""
+        return hashlib.sha256(self.answers(self.load(folder, run)).tobytes()).hexdigest()
 
     @abstractmethod
     def measure(self, folder: Path, held_out: Split, run: Run) -> Metrics:
@@ -188,10 +214,6 @@ class Contest(ABC, Generic[Subject, Contender]):
     def time(self, folder: Path, held_out: Split, run: Run) -> Metrics:
         """What is timed alone and warm, by medians; nothing by default."""
         return Metrics()
-
-    @abstractmethod
-    def probe(self, folder: Path, run: Run) -> str:
-        """A digest of what the built thing answers on a fixed probe: equal digests mean bit-equal answers."""
 
     @abstractmethod
     def floor(self, train: Split, held_out: Split, run: Run) -> float:

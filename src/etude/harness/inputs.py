@@ -74,7 +74,11 @@ def gather(request: Request, contest: Contest[Any, Any], say: Callable[[str], No
         path, _, metric = request.metric.rpartition(":")
         if not Path(path).is_file() or not metric.isidentifier():
             raise ValueError(f"--metric {request.metric!r}: give FILE.py:FUNCTION, with a file that is there")
-        digests["metric"] = store_folder(lambda folder: shutil.copyfile(path, folder / "metric.py") and None)
+
+        def copy(folder: Path) -> None:
+            shutil.copyfile(path, folder / "metric.py")
+
+        digests["metric"] = store_folder(copy)
     return Inputs(digests, about, metric, metric or contest.decides(parts))
 
 

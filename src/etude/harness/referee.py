@@ -60,7 +60,7 @@ class Referee:
         """The identity of one step."""
         modules = [self.measured_module, *([entrant.entry.target.partition(":")[0]] if entrant and not entrant.file else [])]
         if entrant and entrant.file:
-            settings["class"] = entrant.entry.name
+            settings["class"] = entrant.entry.cls
         return Run(
             target=f"contest:{self.contest.family}/{self.contest.name}",
             arm=entrant.entry.name if entrant else "",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,7 +90,7 @@ def contest_for(request: Request) -> Contest[Any, Any]:
     return contest
 
 
-def entrants_of(request: Request, contest: Contest[Any, Any], check: Callable[[type, Contest[Any, Any]], None]) -> list[Entrant]:
+def entrants_of(request: Request, contest: Contest[Any, Any]) -> list[Entrant]:
     """The field, then the named (or all implemented) contenders, then the user's own: reference first."""
     specs = [(name, *catalogue.parse(name)) for name in request.names] or [
         (entry.name, entry.name, {})
@@ -100,11 +99,8 @@ def entrants_of(request: Request, contest: Contest[Any, Any], check: Callable[[t
     ]
     named = {name for _, name, _ in specs}
     specs = [(name, name, {}) for name in contest.field if name not in named] + specs
-    known = set(catalogue.entries())
     for name in request.without:
-        if name not in known:
-            raise ValueError(str(catalogue.unknown(name)))
-        if name == contest.reference:
+        if catalogue.find(name).name == contest.reference:
             raise ValueError(f"--without {name}: it is the reference that all others are compared with, so it stays")
     found = []
     for label, name, options in specs:
@@ -115,13 +111,14 @@ def entrants_of(request: Request, contest: Contest[Any, Any], check: Callable[[t
             catalogue.make(entry, options)  # refuses bad options before any work
             found.append(Entrant(entry.name if label == name else label, entry, options))
     if request.with_file:
-        found.append(own_entrant(request.with_file, contest, check))
+        path, _, classes = request.with_file.rpartition(":")
+        found += [own_entrant(f"{path}:{name}", contest) for name in classes.split(",")]
     found.sort(key=lambda e: e.entry.name != contest.reference)
     return found
 
 
-def own_entrant(spec: str, contest: Contest[Any, Any], check: Callable[[type, Contest[Any, Any]], None]) -> Entrant:
-    """The user's own method FILE.py:CLASS, copied beside the contest's inputs after it passed the conformance check."""
+def own_entrant(spec: str, contest: Contest[Any, Any]) -> Entrant:
+    """The user's own method FILE.py:CLASS, copied beside the contest's inputs."""
     path, _, name = spec.rpartition(":")
     if not path or not name.isidentifier():
         raise ValueError(f"--with {spec!r}: give FILE.py:CLASS")
@@ -129,9 +126,11 @@ def own_entrant(spec: str, contest: Contest[Any, Any], check: Callable[[type, Co
     if not source.is_file():
         raise ValueError(f"--with {path}: there is no such file")
     entry = catalogue.from_file(source, name, contest.family)
-    check(entry.load(), contest)
-    digest = store_folder(lambda folder: shutil.copyfile(source, folder / "method.py") and None)
-    return Entrant(name, entry, {}, digest)
+
+    def copy(folder: Path) -> None:
+        shutil.copyfile(source, folder / "method.py")
+
+    return Entrant(entry.name, entry, {}, store_folder(copy))
 
 
 UNITS = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

@@ -22,14 +22,25 @@ def contest_of(run: Run) -> Contest[Any, Any]:
     return contest
 
 
-def contender_of(run: Run) -> Any:
-    """The contender with its options, from the catalogue or from the user's own file."""
-    settings = json.loads(run.settings)
+def entry_of(run: Run) -> catalogue.Entry:
+    """The contender's entry, from the catalogue or for the user's own file."""
     if "with" in dict(run.inputs):
-        entry = catalogue.from_file(run.path("with") / "method.py", settings["class"], contest_of(run).family)
-    else:
-        entry = catalogue.find(run.arm)
-    return catalogue.make(entry, json.loads(run.options))
+        return catalogue.from_file(run.path("with") / "method.py", json.loads(run.settings)["class"], contest_of(run).family)
+    return catalogue.find(run.arm)
+
+
+def contender_of(run: Run) -> Any:
+    """The contender with its options."""
+    return catalogue.make(entry_of(run), json.loads(run.options))
+
+
+def check(run: Run, folder: Path | None) -> dict[str, Any]:
+    """Put a contender through the conformance suite before it competes."""
+    from etude.harness.check import conformance
+
+    if problems := conformance(entry_of(run), contest_of(run)):
+        raise ValueError(f"{json.loads(run.settings)['class']} cannot compete: {'; '.join(problems)}")
+    return {}
 
 
 def points(run: Run, folder: Path | None) -> dict[str, Any]:
