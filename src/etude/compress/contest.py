@@ -98,13 +98,11 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
 
         from etude.measure import cost, quality
 
-        settings = SETTINGS | json.loads(run.settings)
         model, tokenizer = load_model(folder, run), load_tokenizer(folder)
         metrics = Metrics(bytes=float(cost.folder_bytes(folder)))
         if Text in held_out:
             reference = run.path("reference") if "reference" in dict(run.inputs) else None
-            sizes = {key: settings[key] for key in ("tokens", "window", "block")}
-            metrics.update(quality.language(model, tokenizer, held_out[Text], reference=reference, **sizes))
+            metrics.update(quality.language(model, tokenizer, held_out[Text], reference=reference, **SETTINGS))
         if Rows in held_out:
             metrics["accuracy"] = accuracy(model, tokenizer, held_out[Rows])
         if any(isinstance(value, float) and math.isnan(value) for value in metrics.values()):
@@ -115,7 +113,7 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
         from etude.measure.quality import store_reference
 
         if Text in held_out:
-            sizes = {key: (SETTINGS | json.loads(run.settings))[key] for key in ("tokens", "window", "block")}
+            sizes = {key: SETTINGS[key] for key in ("tokens", "window")}
             store_reference(load_model(folder, run), load_tokenizer(folder), held_out[Text], out, **sizes)
 
     def time(self, folder: Path, held_out: Split, run: Run) -> Metrics:
@@ -190,16 +188,10 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
         return Estimate(seconds[step], 6 * size + 6e8, 2.5 * size if step == "build" else 0.0)
 
     def check(self, parts: Split, run: Run) -> None:
-        if Text not in parts:
-            return
-        tokenizer, window, glue = load_tokenizer(run.path("model")), SETTINGS["window"], "" if parts[Text].running else "\n\n"
-        tokens, enough = 0, 2 * window
-        for text in parts[Text].column("text"):
-            tokens += len(tokenizer(text + glue, add_special_tokens=False, verbose=False)["input_ids"])
-            if tokens >= enough:
-                return
-        if tokens < window:
-            raise ValueError(f"the held-out text holds {tokens} tokens, less than one evaluation window of {window}: bring about ten times more text")
+        from etude.measure.quality import windows_of
+
+        if Text in parts:
+            windows_of(load_tokenizer(run.path("model")), parts[Text], SETTINGS["window"], SETTINGS["window"])
 
 
 def load_model(folder: Path, run: Run) -> PreTrainedModel:

@@ -1,0 +1,57 @@
+"""Every contest on planted data: the planted winner wins, the degraded copy loses, twins tie, and nothing else is told."""
+
+import json
+
+import pytest
+
+from etude.compress import planted
+from etude.harness.compete import compete
+from etude.harness.request import Request
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    room = tmp_path_factory.mktemp("planted")
+    brought = planted.plant(room)
+    request = Request(
+        out=room / "out",
+        names=("untouched",),
+        family="compress",
+        with_file=f"{planted.__file__}:DropIdle,DropBusy,Twin,OtherTwin",
+        without=("magnitude", "round_to_nearest", "gptq", "svd", "block_drop"),
+        brought=brought,
+        seeds=2,
+        dtype="float32",
+    )
+    compete(request, lambda line: None)
+    return json.loads((room / "out" / "results.json").read_text())
+
+
+def contender(results, name):
+    return next(one for one in results["contenders"] if one["name"] == name)
+
+
+def test_the_planted_winner_is_recommended(results):
+    assert results["recommendation"]["line"].startswith("Recommended:"), results["recommendation"]
+    assert results["recommendation"]["name"] == planted.WINNER
+
+
+def test_the_degraded_copy_loses(results):
+    worse = contender(results, planted.LOSER)["summary"]["bits_per_byte"]
+    assert worse["low"] > contender(results, planted.WINNER)["summary"]["bits_per_byte"]["high"]
+    assert not contender(results, planted.LOSER)["reached"]
+
+
+def test_only_what_gave_bit_equal_answers_twice_is_taken_as_deterministic(results):
+    assert contender(results, planted.WINNER)["deterministic"] and len(contender(results, planted.WINNER)["seeds"]) == 1
+    for twin in planted.TWINS:
+        assert not contender(results, twin)["deterministic"] and len(contender(results, twin)["seeds"]) == 2
+
+
+def test_the_twins_do_not_beat_one_another(results):
+    one, other = (contender(results, twin)["summary"]["bits_per_byte"] for twin in planted.TWINS)
+    assert one["low"] <= other["high"] and other["low"] <= one["high"]
+
+
+def test_the_reference_is_measured_twice_and_its_noise_recorded(results):
+    assert results["noise"] == 0.0 and results["openings"] == 1
