@@ -89,7 +89,7 @@ def sound(store: Path) -> list[str]:
     """What is wrong with a store."""
     with sqlite3.connect(store) as connection:
         check = connection.execute("PRAGMA integrity_check").fetchone()[0]
-        total, distinct = connection.execute("SELECT count(*), count(DISTINCT id) FROM runs").fetchone()
+        total, distinct = connection.execute("SELECT count(*), count(DISTINCT id) FROM records").fetchone()
     return ([f"integrity_check: {check}"] if check != "ok" else []) + ([f"{total - distinct} runs are there twice"] if total != distinct else [])
 
 

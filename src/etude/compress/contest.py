@@ -81,7 +81,7 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
     def answers(self, made: PreTrainedModel) -> np.ndarray:
         import torch
 
-        ids = torch.arange(32)[None] * 7 % made.get_input_embeddings().weight.shape[0]
+        ids = torch.arange(32)[None] * 7 % int(made.config.get_text_config().vocab_size)
         with torch.inference_mode():
             logits: np.ndarray = made(ids.to(made.device)).logits.float().cpu().numpy()
         return logits
@@ -137,7 +137,7 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
         return unigram_entropy(held_out[Text])
 
     def reference_cost(self, run: Run) -> float | None:
-        return 2.0 * self.facts(run)["parameters"]
+        return 2.0 * float(self.facts(run)["parameters"])
 
     def facts(self, run: Run) -> dict[str, Any]:
         from etude.data.assets import on_grid
@@ -171,14 +171,15 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
     def samples(self, folder: Path, held_out: Split, run: Run) -> list[str]:
         import torch
 
-        model, tokenizer = load_model(folder, run), load_tokenizer(folder)
+        model: Any = load_model(folder, run)
+        tokenizer = load_tokenizer(folder)
         part: Part = held_out[Text] if Text in held_out else held_out[Rows]
         texts = [text for text in part.column("text" if "text" in part.roles else "prompt")[:50] if len(text) > 80][:2]
         outputs = []
         for text in texts:
-            ids = torch.tensor([tokenizer(text)["input_ids"][:24]])
-            made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False, pad_token_id=0)
-            outputs.append(tokenizer.decode(made[0]))
+            ids = torch.tensor([list(tokenizer(text)["input_ids"])[:24]])
+            made: Any = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=32, do_sample=False, pad_token_id=0)
+            outputs.append(str(tokenizer.decode(made[0])))
         return outputs
 
     def estimate(self, facts: Mapping[str, Any], step: str) -> Estimate:
@@ -202,8 +203,10 @@ def load_model(folder: Path, run: Run) -> PreTrainedModel:
     import etude.nn.hosts
 
     etude.nn.hosts.install()
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, run.dtype), local_files_only=True)
-    return model.to(run.device).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, run.dtype), local_files_only=True)
+    model.to(torch.device(run.device))
+    loaded: PreTrainedModel = model.eval()
+    return loaded
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -59,11 +59,10 @@ def options(entry: catalogue.Entry) -> Iterator[str]:
 def at_work(entry: catalogue.Entry, contest: Contest[Any, Any], kind: str) -> Iterator[str]:
     """On a tiny subject: the verb works, the caller's state is left as it was, the result reloads in a new process and answers alike."""
     import numpy as np
-    import torch
 
     make_subject, data = contest.tiny()[kind]
     subject, method = make_subject(), catalogue.make(entry, {})
-    before = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy(), torch.is_grad_enabled())
+    before = caller_state()
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / "built"
         try:
@@ -77,8 +76,7 @@ def at_work(entry: catalogue.Entry, contest: Contest[Any, Any], kind: str) -> It
         except Exception as error:  # the method is anyone's code
             yield f"{contest.verb} failed on a tiny {kind} ({type(error).__name__}: {error})"
             return
-        after = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1], torch.is_grad_enabled())
-        if not (torch.equal(before[0], after[0]) and before[1] == after[1] and (before[2] == after[2]).all() and before[3] == after[3]):
+        if caller_state() != before:
             yield f"{contest.verb} changed the caller's random state or gradient mode on a tiny {kind}: draw from a generator of your own"
         if getattr(made, "training", False):
             yield f"{contest.verb} left the tiny {kind} in training mode, it came in evaluation mode"
@@ -87,6 +85,15 @@ def at_work(entry: catalogue.Entry, contest: Contest[Any, Any], kind: str) -> It
             yield f"what it made of a tiny {kind} does not reload in a new process: {again}"
         elif not np.allclose(again, answered, atol=TOLERANCE * float(abs(answered).max()), rtol=0):
             yield f"what it made of a tiny {kind} answers differently after reloading (by up to {float(abs(again - answered).max()):.3g})"
+
+
+def caller_state() -> tuple[Any, ...]:
+    """What a verb must leave as it was: random states and the gradient mode."""
+    import numpy as np
+    import torch
+
+    drawn: Any = np.random.get_state()
+    return (torch.get_rng_state().numpy().tobytes(), random.getstate(), drawn[1].tobytes(), drawn[2], torch.is_grad_enabled())
 
 
 def reloaded(contest: Contest[Any, Any], folder: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,12 +11,13 @@ from typing import Any
 from etude.data.cache import artifact, digest_json, home, write_text
 from etude.harness.contract import Contest
 from etude.harness.inputs import Inputs, gather
+from etude.harness.machine import cores
 from etude.harness.recommend import recommend
 from etude.harness.referee import CHOOSING, Measured, Referee
 from etude.harness.request import Entrant, Progress, Request, claim_out, contest_for, entrants_of
 from etude.harness.results import assemble
-from etude.harness.runner import Runner
-from etude.harness.store import Store, lock_folder
+from etude.harness.runner import Job, Runner
+from etude.harness.store import Store, lock
 
 Say = Callable[[str], None]
 
@@ -35,10 +35,9 @@ def compete(request: Request, say: Say, progress: Progress | None = None) -> dic
     identity = identity_of(request, contest, entrants, inputs)
     if not request.dry_run:
         claim_out(request, identity)
-    with nullcontext() if request.dry_run else lock_folder(request.out):
-        store = Store(home() / "etude.sqlite")
-        runner = Runner(store, jobs=request.jobs or min(2, os.cpu_count() or 1), progress=progress)
-        referee = Referee(request, contest, inputs, store, runner, progress)
+    with nullcontext() if request.dry_run else lock(request.out):
+        runner = Runner(Store(home() / "etude.sqlite"), jobs=request.jobs or cores(), progress=progress)
+        referee = Referee(request, contest, inputs, runner, progress)
         for entrant in entrants:
             if entrant.file:
                 referee.single(referee.run("check", entrant))
@@ -176,7 +175,7 @@ def apply(
     catalogue.make(entry, options)
     inputs = gather(request, contest, say, whole=True)
     runner = Runner(Store(home() / "etude.sqlite"), jobs=1, progress=progress)
-    referee = Referee(request, contest, inputs, runner.store, runner, progress)
+    referee = Referee(request, contest, inputs, runner, progress)
     referee.study_subject()
     entrant = Entrant(name, entry, options)
     refuse_needs([entrant], inputs)
@@ -213,12 +212,11 @@ def apply_from(results_path: Path, request: Request, say: Say, progress: Progres
 
 def rebuild(seed: dict[str, Any], progress: Progress | None) -> None:
     """Build a measured folder again; it must come out with the same digest."""
-    from etude.harness.runner import Job
-
     store = Store(home() / "etude.sqlite")
-    record = next((r for r in store.records() if r.artifact == seed["built"] and r.run.step == "build"), None)
+    record = store.maker(seed["built"])
     if record is None:
         raise ValueError(f"the build of {seed['built'][:12]} is in no store on this machine: run the contest again")
-    again = Runner(store, jobs=1, progress=progress).run([Job(record.run, "etude.harness.steps:build", makes=True)])[0]
+    job = Job(record.run, record.call, makes=True)
+    again = Runner(store, jobs=1, progress=progress).run([job], whole=True)[0]
     if again.artifact != seed["built"]:
-        raise ValueError(f"building it again gave other weights ({again.error or again.artifact}): run the contest again")
+        raise ValueError(f"building it again gave other weights ({again.reason or again.artifact}): run the contest again")

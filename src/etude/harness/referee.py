@@ -8,19 +8,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from etude.data.cache import artifact, digest_json
+from etude.data.cache import artifact
 from etude.harness.closure import closure
 from etude.harness.contract import Contest, Run
 from etude.harness.inputs import Inputs
-from etude.harness.machine import machine
+from etude.harness.machine import cores, machine
 from etude.harness.request import Entrant, Progress, Request, parse_budget, parse_share
 from etude.harness.runner import Job, Runner
-from etude.harness.store import Record, Store
+from etude.harness.store import Record
 from etude.measure.contract import Metrics
 
 CALL = "etude.harness.steps:"
 CHOOSING = 0  # the seed on which operating points are chosen; it is not used again
-TIMED_THREADS = 2
+TIMED_THREADS = cores()
 
 
 @dataclass
@@ -43,15 +43,16 @@ class Referee:
     """Runs a contest's steps through the runner and remembers what came out."""
 
     def __init__(
-        self, request: Request, contest: Contest[Any, Any], inputs: Inputs, store: Store, runner: Runner, progress: Progress | None
+        self, request: Request, contest: Contest[Any, Any], inputs: Inputs, runner: Runner, progress: Progress | None
     ) -> None:
-        self.request, self.contest, self.inputs, self.store, self.runner, self.progress = request, contest, inputs, store, runner, progress
+        self.request, self.contest, self.inputs, self.runner, self.progress = request, contest, inputs, runner, progress
         self.dtype = request.dtype or default_dtype()
         self.machine = machine()
         self.limits = [parse_budget(text, contest) for text in request.budget]
         loss = parse_share(request.max_loss, "--max-loss") if request.max_loss else None
         self.max_loss = loss if loss is not None or self.limits else contest.max_loss
         self.facts: dict[str, Any] = {}
+        self.reference_cost: float | None = None
         self.remembered: dict[str, str] = {}  # held-out part -> digest of what the reference said
         self.reference: dict[str, Metrics] = {}
         self.measured_module = f"etude.{contest.family}.contest"
@@ -78,7 +79,7 @@ class Referee:
         """One step that must succeed."""
         record = self.runner.run([Job(run, CALL + run.step, makes=makes, alone=alone)])[0]
         if record.status != "done":
-            raise ValueError(record.error)
+            raise ValueError(record.reason)
         return record
 
     def study_subject(self) -> None:
@@ -89,12 +90,12 @@ class Referee:
     def points(self, entrants: list[Entrant]) -> None:
         """Ask every contender for its operating points."""
         limit = next((l for l in self.limits if l["axis"] == self.contest.costs[0]), None)
-        reference = float(self.reference_cost or self.reference["choice"][self.contest.costs[0]])
+        reference = self.reference_cost or float(getattr(self.reference["choice"], self.contest.costs[0]))
         amount = None if limit is None else limit["amount"] * (reference if limit["form"] == "share" else 1.0)
-        settings = {"axis": self.contest.costs[0], "limit": amount, "reference": reference}
+        settings: dict[str, Any] = {"axis": self.contest.costs[0], "limit": amount, "reference": reference}
         runs = {
             entrant.label: replace(
-                self.run("points", entrant, self.inputs.pick("model", "train"), **settings), options=json.dumps(entrant.options, sort_keys=True)
+                self.run("points", entrant, self.inputs.pick("model", "train"), 0, **settings), options=json.dumps(entrant.options, sort_keys=True)
             )
             for entrant in entrants
         }
@@ -102,7 +103,7 @@ class Referee:
         for entrant in entrants:
             record = records[runs[entrant.label]]
             entrant.points = record.value["points"] if record.status == "done" else []
-            entrant.error = record.error if record.status != "done" else "" if entrant.points else "it offers no operating point for this budget"
+            entrant.error = record.reason if record.status != "done" else "" if entrant.points else "it offers no operating point for this budget"
 
     def measure(self, wanted: list[tuple[Entrant, dict[str, Any], int]], held_out: str, again: int = 0) -> list[Measured]:
         """Build each (contender, options, seed) and measure it on a held-out part; what the store has is not done again."""
@@ -118,17 +119,7 @@ class Referee:
             self.announce(record)
             return []
 
-        waiting, done = list[Job](), list[Record]()
-        for run in follow:
-            known = self.store.get(run)
-            after = known and known.status == "done" and self.store.get(self.measure_run(wanted[follow[run][0]][0], known, held_out, again))
-            if known and after and after.status == "done":
-                done += [known, after]
-            else:
-                waiting.append(Job(run, CALL + "build", makes=True))
-        if self.progress:
-            self.progress.expect(2 * len(waiting))
-        done += self.runner.run(waiting, then)
+        done = self.runner.run([Job(run, CALL + "build", makes=True) for run in follow], then)
         by_run = {record.run: record for record in done}
         for result, run, (entrant, _, _) in zip(results, builds, wanted, strict=True):
             self.fill(result, by_run, run, entrant, held_out, again)
@@ -138,13 +129,13 @@ class Referee:
         """Take what the records of one build and its measurement say."""
         built = by_run.get(run)
         if built is None or built.status != "done":
-            result.error, result.step = (built.error if built else "it was not run"), "build"
+            result.error, result.step = (built.reason if built else "it was not run"), "build"
             return
         result.built, result.records = built.artifact or "", [built]
         result.tuning, result.describe = built.value["tuning"], built.value["describe"]
         measured = by_run.get(self.measure_run(entrant, built, held_out, again))
         if measured is None or measured.status != "done":
-            result.error, result.step = (measured.error if measured else "it was not measured"), "measure"
+            result.error, result.step = (measured.reason if measured else "it was not measured"), "measure"
             return
         result.records.append(measured)
         result.metrics, result.probe = Metrics.from_json(measured.value["metrics"]), measured.value["probe"]
@@ -176,10 +167,9 @@ class Referee:
 
     def time(self, entrant: Entrant, measured: Measured, held_out: str) -> None:
         """Add what is timed, alone on this machine."""
-        run = self.run("time", entrant, [("built", measured.built), ("held_out", self.inputs.digests[held_out])], machine=digest_json(self.machine))
+        run = self.run("time", entrant, [("built", measured.built), ("held_out", self.inputs.digests[held_out])])
         run = replace(run, threads=TIMED_THREADS, options=json.dumps(measured.options, sort_keys=True))
-        known = self.store.get(run)
-        record = known if known and known.status == "done" else self.runner.run([Job(run, CALL + "time", alone=True)])[0]
+        record = self.runner.run([Job(run, CALL + "time", alone=True)])[0]
         if record.status == "done":
             measured.metrics.update(Metrics.from_json(record.value["metrics"]))
             measured.records.append(record)
@@ -191,7 +181,7 @@ class Referee:
             row = {"name": record.run.arm, "options": record.run.options, "quality": getattr(metrics, self.inputs.quality, math.nan)}
             self.progress.standing([row | {"cost": metrics.get(self.contest.costs[0])}])
         elif self.progress and record.status != "done":
-            self.progress.standing([{"name": record.run.arm, "options": record.run.options, "error": record.error}])
+            self.progress.standing([{"name": record.run.arm, "options": record.run.options, "error": record.reason}])
 
     def inside(self, metrics: Metrics, reference: Metrics) -> bool:
         """Whether these numbers keep every limit of the user's."""

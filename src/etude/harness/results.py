@@ -9,6 +9,7 @@ from typing import Any
 from etude.harness.machine import versions
 from etude.harness.referee import TIMED_THREADS, Measured, Referee
 from etude.harness.request import Entrant
+from etude.harness.store import identity
 from etude.measure.contract import Items, Metrics, number
 
 SCHEMA = 1
@@ -117,7 +118,7 @@ def contender(referee: Referee, entrant: Entrant, tried: list[Measured], seeds: 
         "tuning": [trial for one in tried if one is chosen for trial in one.tuning],
         "seeds": [{"seed": one.seed, "built": one.built, "metrics": one.metrics.to_json(), "error": one.error or None} for one in seeds],
         "summary": summary,
-        "run_ids": [record.id[:16] for record in records],
+        "run_ids": [identity(record.run)[:16] for record in records],
         "wall": sum(record.wall for record in records),
         "memory": max((float(record.memory.get("rss_anon") or record.memory.get("hwm") or 0.0) for record in records if record.memory), default=0.0),
     }
@@ -130,7 +131,7 @@ def numbers(metrics: Metrics) -> dict[str, float]:
 
 def summarise(runs: list[Metrics]) -> dict[str, dict[str, float]]:
     """Each metric's mean over seeds with its 95 % interval: over seeds where there are several, else over items."""
-    from etude.harness.verdict import interval_items, interval_t
+    from etude.harness.intervals import interval_items, interval_t
 
     found = dict[str, dict[str, float]]()
     for key in runs[0] if runs else ():
