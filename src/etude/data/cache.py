@@ -221,7 +221,7 @@ def trim(kind: str, limit: int, pinned: Iterable[str] = ()) -> list[str]:
         The names removed.
     """
     root, keep, gone = home() / kind, set(pinned), list[str]()
-    entries = sorted(root.iterdir(), key=lambda entry: entry.stat().st_mtime) if root.is_dir() else []
+    entries = sorted(root.iterdir(), key=lambda entry: entry.lstat().st_mtime) if root.is_dir() else []
     sizes = {entry: bytes_of(entry) for entry in entries}
     total = sum(sizes.values())
     for entry in entries:
