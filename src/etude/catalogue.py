@@ -129,17 +129,22 @@ def find(name_or_id: str) -> Entry:
     Raises:
         ValueError: there is none; the nearest names are suggested, and a paper without a folder is said to be missing yet.
     """
-    known, plain = entries(), re.sub(r"^(arxiv:)?(\d{4}\.\d{4,5})(v\d+)?$", r"\2", name_or_id.strip(), flags=re.IGNORECASE)
-    if plain in known:
-        return known[plain]
-    paper = next((p for p in papers() if plain in (p.id, p.name)), None)
-    if paper is None:
-        raise ValueError(
-            f"no method or paper is called {name_or_id!r}{nearest(plain, [*known, *(p.name for p in papers()), *(p.id for p in papers())])}"
-        )
-    if paper.name not in known:
-        raise ValueError(f"{paper.name} ({paper.id}, {paper.title}) is not implemented yet: `etude list` shows what is")
+    known, plain_name = entries(), re.sub(r"^(arxiv:)?(\d{4}\.\d{4,5})(v\d+)?$", r"\2", name_or_id.strip(), flags=re.IGNORECASE)
+    if plain_name in known:
+        return known[plain_name]
+    paper = next((p for p in papers() if plain_name in (p.id, p.name)), None)
+    if paper is None or paper.name not in known:
+        raise unknown(plain_name)
     return known[paper.name]
+
+
+def unknown(name: str) -> ValueError:
+    """What to raise for a name that stands for no method: the nearest names, or that the paper is not implemented yet."""
+    paper = next((p for p in papers() if name in (p.id, p.name)), None)
+    if paper is not None:
+        return ValueError(f"{paper.name} ({paper.id}, {paper.title}) is not implemented yet: `etude list` shows what is")
+    names = [*entries(), *(p.name for p in papers()), *(p.id for p in papers())]
+    return ValueError(f"no method or paper is called {name!r}{nearest(name, names)}")
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
