@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import tempfile
 from collections.abc import Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def caller_state() -> tuple[Any, ...]:
 
 def reloaded(contest: Contest[Any, Any], folder: Path) -> Any:
     """The answers of a saved folder in a new process, or the error as text."""
+    forkserver.set_forkserver_preload(["etude.harness.preload"])
     context = multiprocessing.get_context("forkserver")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_answer, args=(contest.family, contest.name, folder, sender))
