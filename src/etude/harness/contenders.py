@@ -154,7 +154,7 @@ def curve(trials: Sequence[Any]) -> Markup:
     dots = [
         h(
             "circle",
-            h("title", f"{label} {digits(xs[i], 4)}: {digits(ys[i], 5)}"),
+            h("title", f"{label} {xs[i]:.4g}: {digits(ys[i], 5)}"),
             cx=f"{px[i]:.1f}",
             cy=f"{py[i]:.1f}",
             r=5 if i == best else 3,
@@ -165,13 +165,13 @@ def curve(trials: Sequence[Any]) -> Markup:
     texts = [
         h("text", digits(max(ys), 4), x=LEFT - 4, y=16, text_anchor="end"),
         h("text", digits(min(ys), 4), x=LEFT - 4, y=HIGH - LOW - 2, text_anchor="end") if max(ys) > min(ys) else "",
-        h("text", digits(min(xs)), x=LEFT + 8, y=HIGH - LOW + 14, text_anchor="middle"),
-        h("text", digits(max(xs)), x=WIDE - 12, y=HIGH - LOW + 14, text_anchor="end") if max(xs) > min(xs) else "",
+        h("text", f"{min(xs):.4g}", x=LEFT + 8, y=HIGH - LOW + 14, text_anchor="middle"),
+        h("text", f"{max(xs):.4g}", x=WIDE - 12, y=HIGH - LOW + 14, text_anchor="end") if max(xs) > min(xs) else "",
         h("text", label + (" (log scale)" if log else ""), x=(LEFT + WIDE) / 2, y=HIGH - 4, text_anchor="middle"),
         h("text", "score", x=12, y=(HIGH - LOW) / 2, text_anchor="middle", transform=f"rotate(-90 12 {(HIGH - LOW) / 2})"),
     ]
     frame = h("path", d=f"M{LEFT} 6V{HIGH - LOW}H{WIDE}", class_="frame")
-    said = f"Tuning curve: score against {label}; the best is {digits(ys[best], 5)} at {digits(xs[best], 4)}"
+    said = f"Tuning curve: score against {label}; the best is {digits(ys[best], 5)} at {xs[best]:.4g}"
     return h(
         "svg", frame, h("path", d=steps, class_="steps"), *dots, *texts, viewBox=f"0 0 {WIDE} {HIGH}", class_="tuning", role="img", aria_label=said
     )

@@ -183,7 +183,7 @@ def limits(results: Results) -> str:
     settings = results.get("settings") or {}
     texts = [str(limit.get("text") or "") for limit in settings.get("budget") or () if isinstance(limit, Mapping)]
     loss = finite(settings.get("max_loss"))
-    texts += [f"loss at most {digits(100 * loss, 2)} %"] if loss is not None else []
+    texts += [f"loss at most {100 * loss:.3g} %"] if loss is not None else []
     return ", ".join(filter(None, texts))
 
 

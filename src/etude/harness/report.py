@@ -167,6 +167,7 @@ def pareto(results: Results, listed: list[Row]) -> Markup:
         *key,
         h("span", h("span", class_="swatch hollow", aria_hidden="true"), "hollow, thin line: settings tried, on the choice split"),
         h("span", h("span", class_="swatch rule", aria_hidden="true"), "thick line: Pareto front"),
+        h("span", "▲ beyond the shown range", id="beyond", hidden=True),
     ]
     return h(
         "div",

@@ -75,6 +75,7 @@
       add(svg, "text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, `No contender has ${x.title.toLowerCase()} measured.`);
       return;
     }
+    document.getElementById("beyond").hidden = viewer.value !== "near";
     const clip = viewer.value === "near" && zoom ? zoom.range : null;
     const sx = scale(xs, box.left + 6, box.right - 6), sy = scale(ys, box.bottom, box.top, clip);
     frame(svg, box, sx, sy, x);

@@ -53,10 +53,13 @@
       }
     });
   }
-  const open = () => {
-    const target = location.hash && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const open = (hash) => {
+    const target = hash && document.getElementById(decodeURIComponent(hash.slice(1)));
     if (target && target.tagName === "DETAILS") target.open = true;
   };
-  addEventListener("hashchange", open);
-  open();
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest('a[href^="#"]');
+    if (link) open(link.hash);
+  });
+  open(location.hash);
 })();

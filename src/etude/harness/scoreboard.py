@@ -213,4 +213,4 @@ def picture(record: Record, name: str) -> Markup | None:
     if path is None or path.suffix not in KINDS or not path.is_file():
         return None
     coded = base64.b64encode(path.read_bytes()).decode()
-    return h("img", src=f"data:{KINDS[path.suffix]};base64,{coded}", alt=f"What {name} measured, as its étude plots it", loading="lazy")
+    return h("img", src=f"data:{KINDS[path.suffix]};base64,{coded}", alt=f"What {name} measured, as its étude plots it")

@@ -7,7 +7,7 @@ import textwrap
 from etude.harness.display import Results, Row, axis, interval, limits, metrics, plain, rows, shown, unit
 
 SHORT = {"bytes on disk": "disk", "load time": "load", "peak memory": "memory", "prefill speed": "prefill", "decode speed": "decode"}
-NAME, MARK = 24, 17  # the widest name before it is cut; the room that marks need
+NAME, MARK = 24, 22  # the widest name before it is cut; the room that marks need
 GAP = "  "
 
 
