@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from etude.harness import verify
 from etude.harness.recommend import recommend
+from etude.harness.results import summarise
 from etude.measure.contract import Items, Metrics
 
 BLOCKS = 32
@@ -149,13 +152,14 @@ def test_failed_contenders_and_a_failed_reference(dice: random.Random) -> None:
     failed = {"name": "untouched", "error": "ran out of memory", "seeds": [], "options": {}}
     assert "was not measured" in recommend(results(failed, contender("four", dice, 0.1, 27e6), max_loss=0.02))["line"]
     assert recommend(results(failed, contender("four", dice, 0.1, 27e6), budget=[limit("bytes", 60e6)]))["name"] == "four"
-    assert recommend(results(failed, dev=True))["line"].endswith("(--dev stops before it)")
+    assert recommend(results(failed))["line"].startswith("No recommendation: no contender was measured")
 
 
 def test_marks_grids_and_single_seeds_make_it_provisional(dice: random.Random) -> None:
     rows = contender("untouched", dice, 0.0, 100e6), contender("four", dice, 0.001, 27e6, mark="quantises what is quantised")
     assert recommend(results(*rows, max_loss=0.02))["provisional"] == "Provisional: four: quantises what is quantised."
     assert "Q4_1" in recommend(results(*rows, max_loss=0.02, model={"grid": "Q4_1 blocks of 32"}))["provisional"]
+    assert "--dev" in recommend(results(*rows, max_loss=0.02, dev=True))["provisional"]
     once = contender("lucky", dice, 0.001, 20e6, deterministic=False)
     assert "one seed" in recommend(results(rows[0], once, max_loss=0.02))["provisional"]
     assert recommend(results(rows[0], contender("five", dice, 0.001, 27e6), max_loss=0.02))["provisional"] == ""
@@ -182,6 +186,52 @@ def test_a_quality_without_items_is_never_decided_by_one_number(dice: random.Ran
         row["seeds"] = [{"seed": 0, "metrics": {"bits": 1.0 + i / 1000, "bytes": 100e6 - i}}]
     found = recommend(results(*rows, budget=[limit("bytes", 2e8)], floor={"value": None, "what": ""}))
     assert found["status"] == "close" and all(c["low"] is None and c["p"] == 1 for c in found["comparisons"])
+
+
+# ---- verify ----
+
+
+@pytest.fixture
+def recorded(dice: random.Random, tmp_path: Path) -> Path:
+    case = results(contender("untouched", dice, 0.0, 100e6), contender("eight", dice, 0.002, 52e6, 3, 0.001), max_loss=0.02)
+    for row in case["contenders"]:
+        row["summary"] = summarise([Metrics.from_json(seed["metrics"]) for seed in row["seeds"]])
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(case | {"schema": 1, "recommendation": recommend(case)}))
+    return path
+
+
+def test_an_honest_contest_verifies(recorded: Path) -> None:
+    assert verify.verify([recorded]).differences == [] and verify.verify([recorded.parent]).checked == [str(recorded)]
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        (("recommendation", "name"), "recommendation.name"),
+        (("recommendation", "line"), "recommendation.line"),
+        (("recommendation", "comparisons", 0, "p"), "recommendation.comparisons[0].p"),
+        (("recommendation", "comparisons", 0, "low"), "recommendation.comparisons[0].low"),
+        (("contenders", 1, "summary", "bits", "high"), "contenders[1] (eight).summary.bits.high"),
+        (("contenders", 1, "summary", "bytes", "value"), "contenders[1] (eight).summary.bytes.value"),
+        (("contenders", 1, "seeds", 0, "metrics", "bits", "top", 3), "contenders[1] (eight).summary.bits.value"),
+    ],
+)
+def test_a_changed_field_is_named(recorded: Path, place: tuple[str | int, ...], named: str) -> None:
+    document = json.loads(recorded.read_text())
+    inner = document
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = inner[place[-1]] + "0" if isinstance(inner[place[-1]], str) else inner[place[-1]] * 1.000001 + 1e-9
+    recorded.write_text(json.dumps(document))
+    assert any(f"{named}: recorded" in text for text in verify.verify([recorded]).differences)
+
+
+def test_a_sealed_contest_shows_any_change(recorded: Path) -> None:
+    document = verify.sealed(json.loads(recorded.read_text()))
+    assert list(verify.check_seal(document)) == []
+    document["settings"]["max_loss"] = 0.020001
+    assert list(verify.check_seal(document))
 
 
 # ---- simulated contests: the known answers ----

@@ -14,21 +14,16 @@ from scipy import stats
 
 from etude.harness import intervals
 from etude.harness.contract import Claim, Rule
+from etude.harness.intervals import benjamini_hochberg, bootstrap, holm, interval_items, interval_t, paired_difference
 from etude.harness.verdict import (
     above,
     all_of,
     beats,
     below,
-    benjamini_hochberg,
-    bootstrap,
     contains,
     exact,
-    holm,
-    interval_items,
-    interval_t,
     judge,
     log_ratio,
-    paired_difference,
     seeds_to_add,
     within,
 )

@@ -166,7 +166,7 @@ def recommend(results: Mapping[str, Any]) -> dict[str, Any]:
 def entitled(case: Case) -> tuple[str, list[Competitor]]:
     """Who may be recommended; or why nobody may."""
     if not case.measured:
-        return "no contender was measured on the test part" + (" (--dev stops before it)" if case.settings.get("dev") else ""), []
+        return "no contender was measured; each one's error is in the report", []
     if not case.able:
         floor = case.results["floor"]
         return f"no contender beats {floor['what']} ({floor['value']:.4g}): the model cannot do the task", []
@@ -285,6 +285,8 @@ def provisional(case: Case, involved: Sequence[Competitor]) -> str:
     grid = (case.results.get("model") or {}).get("grid")
     if grid:
         reasons.append(f"the model's weights lie on a quantisation grid ({grid})")
+    if case.settings.get("dev"):
+        reasons.append("--dev: measured on the data that chose the operating points, the test part was not opened")
     single = sorted({c.name for c in involved if not c.deterministic and len(c.quality) < 2})
     if single:
         reasons.append(f"{', '.join(single)} ran with one seed: what differs between seeds is not counted")

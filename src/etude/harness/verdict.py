@@ -17,11 +17,9 @@ from typing import Any, Literal
 
 from etude.harness.contract import Claim, Rule
 from etude.harness.draws import align, number_of, over_items
-from etude.harness.intervals import benjamini_hochberg, bootstrap, holm, interval_items, interval_t, mean_sd, paired_difference, t_quantile, widened
+from etude.harness.intervals import bootstrap, interval_t, mean_sd, t_quantile, widened
 from etude.measure.contract import Items, Metrics, number
 
-__all__ = ["above", "all_of", "beats", "below", "benjamini_hochberg", "bootstrap", "contains", "exact", "holm", "interval_items", "interval_t"]
-__all__ += ["Verdict", "judge", "log_ratio", "paired_difference", "plain", "seeds_to_add", "within"]
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
 MOST_SEEDS = 10
 
