@@ -9,6 +9,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from made_results import contender, contest, failed, nothing, record
 
 from etude.harness.display import Value, axis, front, interval, rows, shown
+from etude.harness.recommend import recommend
 from etude.harness.report import render, write
 from etude.harness.scoreboard import scoreboard
 
@@ -184,6 +186,14 @@ def test_failures_stand_last_and_errors_are_said_once() -> None:
     listed = rows(results)
     assert [row.name for row in listed] == ["untouched", "gptq", "broken", "gone"]
     assert [row.error for row in listed] == ["", "build, seed 2: killed", "boom", "points, seed 0: left"]
+
+
+def test_what_the_referee_recommends_is_shown_whole() -> None:
+    results = contest()
+    chosen = results["recommendation"] = recommend(results)
+    seen = " ".join(text_of(render(results)).split())
+    assert [chosen[key] for key in ("line", "sentence", "command") if " ".join(unescape(chosen[key]).split()) not in unescape(seen)] == []
+    assert all(comparison["test"] in unescape(seen) for comparison in chosen["comparisons"]) and len(chosen["comparisons"]) > 3
 
 
 def test_the_same_results_give_the_same_file() -> None:

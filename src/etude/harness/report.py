@@ -117,7 +117,7 @@ def standings(results: Results, listed: list[Row]) -> Markup:
     first = h("th", h("button", h("span", "Contender"), type="button"), scope="col", aria_sort="none")
     fronts = front(results, str(results.get("main_axis") or ""))
     lines = [standing(results, row, place, columns, fronts) for place, row in enumerate(listed)]
-    said = f"Below a number its 95 % interval, on the test split.{f' Limits: {allowed}.' if allowed else ''} A heading sorts."
+    said = f"Below a number its 95 % interval, on the test split.{f' Limits: {allowed}.' if allowed else ''} Click a heading to sort."
     grid = h("table", h("thead", h("tr", first, *tops)), h("tbody", *lines), class_="sortable standings")
     return h("div", h("p", said, class_="sub"), h("div", grid, class_="scroll", tabindex=0, role="region", aria_label="Contenders"))
 

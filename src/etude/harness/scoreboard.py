@@ -166,7 +166,7 @@ def study(record: Record, paper: Listed | None, adjusted: Mapping[int, float], a
     made = [
         ("paper", f"{paper.title} (arXiv {paper.id}, {paper.family})" if paper else f"arXiv {record.get('paper')}"),
         ("again", h("code", f"etude play {name} --scale {scale} --fresh")),
-        ("recorded", h("span", str(record.get("date") or "–"), " ", freshness(record))),
+        ("recorded", h("span", str(record.get("date") or "–")[:16].replace("T", " "), " ", freshness(record))),
         ("machine", described(record.get("machine"))),
         ("versions", described(record.get("versions"))),
     ]
@@ -197,7 +197,8 @@ def line(claim: Mapping[str, Any], adjusted: Mapping[int, float]) -> list[Child]
         rests.append(f"{claim['units']} {over}" if claim.get("units") and over != "none" else "no interval" if over == "none" else over)
     title = f"{claim['row']}: {claim['title']}" if claim.get("row") else str(claim.get("title"))
     shown = "–" if q is None else "< 0.001" if q < 0.001 else digits(q, 2)
-    return [title, str(claim.get("margin") or ""), "–" if estimate is None else digits(estimate), span, shown, h("span", *said), ", ".join(rests)]
+    cells = [h("span", title, class_="claim"), str(claim.get("margin") or ""), "–" if estimate is None else digits(estimate)]
+    return [*cells, h("span", span, class_="whole"), h("span", shown, class_="whole"), h("span", *said), ", ".join(rests)]
 
 
 def described(value: Any) -> str:
