@@ -95,11 +95,18 @@ def csv_records(source: Source) -> Iterator[list[str]]:
 
 
 def _quoted(source: Source) -> bool:
-    """Does a TSV quote its fields (each quote that begins one of its first fields also ends it), or are quotes plain characters?"""
+    """Does a TSV quote its fields, or are quotes plain characters?
+
+    It does where each quote that begins a field also ends it, or where only so all records have the same number of fields.
+    """
     with source.lines() as stream:
-        head = stream.read(PROBE)
-    fields = [field for line in head.splitlines()[:-1] or [head] for field in line.split("\t") if field.startswith('"')]
-    return bool(fields) and all(len(field) > 1 and field.endswith('"') and field[1:-1].count('"') % 2 == 0 for field in fields)
+        lines = stream.read(PROBE).splitlines()
+    lines = lines[:-1] or lines
+    fields = [field for line in lines for field in line.split("\t") if field.startswith('"')]
+    if all(len(field) > 1 and field.endswith('"') and field[1:-1].count('"') % 2 == 0 for field in fields):
+        return bool(fields)
+    widths = {len(row) for row in csv.reader(lines, delimiter="\t") if row}
+    return len(widths) == 1 < len({line.count("\t") for line in lines if line})
 
 
 def header_of(source: Source, known: Callable[[str], bool]) -> list[str] | None:

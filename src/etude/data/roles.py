@@ -44,6 +44,7 @@ SCALING: dict[str, tuple[str, ...]] = {
 }
 ROLES = (*NAMES, *SCALING, "group", "run")
 FEW = 50  # different values that a label guessed from content has at most
+SHORT = 20  # rows up to which one repeated value makes a label
 LOOKED_AT = 1000  # rows a guess from content looks at
 FLOP = 6  # a parameter and token: C = 6 N D
 
@@ -223,9 +224,10 @@ class Guess:
         return list(self.dataset.select(range(min(LOOKED_AT, len(self.dataset))))[name])
 
     def _few(self, name: str) -> bool:
-        """Few enough different values for a label: many more rows than values."""
-        values = [repr(value) for value in self._head(name)]
-        return len(set(values)) <= max(2, min(10 * FEW, len(values) // 2))
+        """Few enough different values for a label: they repeat, in more than a handful of rows each twice on average."""
+        values = [repr(value) for value in self._head(name) if value is not None and value == value]
+        limit = len(values) - 1 if len(values) <= SHORT else min(10 * FEW, len(values) // 2)
+        return len(set(values)) <= max(2, limit)
 
     def _longest(self) -> str:
         names = [name for name in self.dataset.column_names if _is_text(self.dataset, name) and name not in self.given.values()]
