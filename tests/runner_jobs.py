@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from etude.harness.contract import Run
-from etude.harness.runner import Job, Runner
-from etude.harness.store import Record, Store
+
+if TYPE_CHECKING:
+    from etude.harness.runner import Job
+    from etude.harness.store import Record
 
 
 def run_of(name: str, seed: int = 0, **given: Any) -> Run:
@@ -23,6 +25,8 @@ def run_of(name: str, seed: int = 0, **given: Any) -> Run:
 
 def job(name: str, seed: int = 0, arm: str | None = None, options: Any = None, inputs: Any = (), threads: int = 1, **given: Any) -> Job:
     """A job that calls a function of this file."""
+    from etude.harness.runner import Job
+
     run = run_of(arm or name, seed, options=json.dumps(options or {}), inputs=tuple(inputs), threads=threads)
     return Job(run, f"runner_jobs:{name}", **given)
 
@@ -86,6 +90,12 @@ def leaves(run: Run, folder: Path | None) -> dict[str, Any]:
     os._exit(3)
 
 
+def kills_server(run: Run, folder: Path | None) -> dict[str, Any]:
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(600)
+    return {}
+
+
 def hangs(run: Run, folder: Path | None) -> dict[str, Any]:
     """Hang, together with a process of its own."""
     options = json.loads(run.options)
@@ -129,6 +139,9 @@ def measure_toy(run: Run, folder: Path | None) -> dict[str, Any]:
 
 def drive(home: Path, count: int) -> list[Record]:
     """A toy contest: builds, measurements that follow from them, and one run that fails."""
+    from etude.harness.runner import Runner
+    from etude.harness.store import Store
+
     store = Store(home / "store.sqlite")
 
     def then(record: Record) -> list[Job]:
@@ -138,7 +151,7 @@ def drive(home: Path, count: int) -> list[Record]:
         return []
 
     jobs = [job("build_toy", seed, f"build{seed % 3}", makes=True) for seed in range(count)]
-    records = Runner(store, jobs=2, preload=()).run([*jobs, job("fails", options={"kind": "RuntimeError"})], then)
+    records = Runner(store, jobs=2, preload=("etude.harness.worker",)).run([*jobs, job("fails", options={"kind": "RuntimeError"})], then)
     store.close()
     return records
 

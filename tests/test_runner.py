@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,9 @@ def test_memory_is_each_runs_own(store: Store) -> None:
 
 def test_failures_of_every_kind_are_rows_and_the_others_go_on(store: Store) -> None:
     names = {"hog": {}, "crash": {}, "leaves": {}, "not_json": {}, "no_such_function": {}}
-    jobs = [job(name) for name in names] + [job("fails", i, options={"kind": kind}) for i, kind in enumerate(("ValueError", "RuntimeError", "SystemExit"))]
+    jobs = [job(name) for name in names] + [
+        job("fails", i, options={"kind": kind}) for i, kind in enumerate(("ValueError", "RuntimeError", "SystemExit"))
+    ]
     jobs += [job("hangs", seconds=1.0), *(job("nothing", seed) for seed in range(3))]
     records = Runner(store).run(jobs)
     errors = {(r.run.arm, r.run.seed): r for r in records if r.status == "failed"}
@@ -271,7 +274,8 @@ def test_an_interrupt_stops_cleanly(store: Store, tmp_path: Path) -> None:
 def test_no_worker_outlives_a_killed_driver(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     text = (
-        "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom runner_jobs import *\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom runner_jobs import job\n"
+        "from etude.harness.runner import Runner\nfrom etude.harness.store import Store\n"
         "Runner(Store(Path(sys.argv[2]) / 's.sqlite'), preload=()).run([job('hangs', i, options={'pids': sys.argv[2] + '/pids'}) for i in range(2)])"
     )
     driver = subprocess.Popen([sys.executable, "-c", text, str(HERE), str(tmp_path)], env=os.environ | {"ETUDE_HOME": str(tmp_path)})
@@ -303,7 +307,7 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path) -> None:
     while True:
         driver = subprocess.Popen([*command, str(tmp_path / "killed"), str(count)], stdout=subprocess.PIPE)
         try:
-            said, _ = driver.communicate(timeout=0.4 + dice.random() * 0.7 if kills < 12 else 120)
+            said, _ = driver.communicate(timeout=0.5 + dice.random() if kills < 8 else 120)
             assert said.strip() == str(2 * count + 1).encode()
             break
         except subprocess.TimeoutExpired:
@@ -315,11 +319,33 @@ def test_a_killed_driver_goes_on_where_it_was(tmp_path: Path) -> None:
     assert kills >= 3 and outcome(tmp_path / "killed") == expected and len(expected) == 2 * count + 1
 
 
+def server_cpu() -> float:
+    """Seconds of CPU time that the fork server and its ended workers have used."""
+    pid = vars(forkserver)["_forkserver"]._forkserver_pid
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
+@linux
 def test_overhead_and_memory_of_many_runs(store: Store) -> None:
     Runner(store).run([job("nothing", -1)])
     held = list[int]()
-    began = time.monotonic()
+    began = time.process_time() + server_cpu()
     records = Runner(store).run([job("nothing", seed) for seed in range(200)], lambda record: held.append(rss_anon()) or [])
-    seconds = time.monotonic() - began
-    assert len(records) == 200 and seconds / 200 < 0.15  # below 0.05 on an idle machine
+    seconds = time.process_time() + server_cpu() - began  # CPU time: the wall's depends on who else is at work
+    assert len(records) == 200 and seconds / 200 < 0.1  # two at a time: 50 ms of wall time on two cores
     assert held[-1] - held[50] < 3e6
+
+
+@linux
+def test_a_lost_fork_server_is_replaced(store: Store) -> None:
+    records = {r.run.arm: r for r in Runner(store, jobs=1).run([job("kills_server"), job("nothing")])}
+    assert "fork server" in records["kills_server"].error and records["nothing"].status == "done"
+
+
+def test_what_is_timed_runs_alone_after_its_folder_was_made_again(store: Store) -> None:
+    made = one(store, job("makes", makes=True, options={"text": "a"}))
+    shutil.rmtree(artifact(str(made.artifact)))
+    timed = job("spans", 1, alone=True, inputs=[("built", made.artifact)])
+    spans = {r.run.seed: (r.value["began"], r.value["ended"]) for r in Runner(store, jobs=3).run([timed, *(job("spans", i) for i in (2, 3, 4))])}
+    assert all(spans[1][0] >= end for seed, (_, end) in spans.items() if seed != 1) and len(spans) == 4

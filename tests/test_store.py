@@ -118,7 +118,14 @@ def test_a_full_disk_is_told_and_harms_nothing(tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
-HOLD = "import sys, time\nfrom pathlib import Path\nfrom etude.harness.store import lock\nwith lock(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(60)"
+HOLD = """
+import sys, time
+from pathlib import Path
+from etude.harness.store import lock
+with lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
 
 
 def test_a_folder_is_kept_to_one_process(tmp_path: Path) -> None:
@@ -186,7 +193,11 @@ def test_closure_changes_with_its_sources_only(package: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("toyhouse.none", "'toyhouse.none'.*the caller"), ("toyhouse.broken", "'toyhouse.nowhere', which toyhouse.broken"), ("toyhouse.wrong", "line 1")],
+    [
+        ("toyhouse.none", "'toyhouse.none'.*the caller"),
+        ("toyhouse.broken", "'toyhouse.nowhere', which toyhouse.broken"),
+        ("toyhouse.wrong", "line 1"),
+    ],
 )
 def test_closure_names_what_is_missing(package: Path, name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):

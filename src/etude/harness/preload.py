@@ -3,6 +3,8 @@
 It must stay one thread, or forking would not be safe: numpy's BLAS and pyarrow's allocator would start some while they are imported.
 """
 
+import contextlib
+import gc
 import importlib
 import os
 
@@ -14,6 +16,7 @@ HEAVY = (
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
     "datasets",
+    "etude.harness.worker",
 )
 
 
@@ -23,7 +26,10 @@ def load() -> None:
         os.environ[name] = "1"
     os.environ["JE_ARROW_MALLOC_CONF"] = "background_thread:false"
     for name in HEAVY:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # a run that needs it says so
+            importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # a worker's collector leaves these objects alone, so that their pages stay shared
 
 
 load()

@@ -167,8 +167,12 @@ class _Session:
                 self.deliver(record)
             else:
                 queued.append(job)
-        self.ready.extendleft(job for job in reversed(queued) if not job.alone)
-        self.alone.extend(job for job in queued if job.alone)
+        self.queue(queued)
+
+    def queue(self, jobs: list[Job]) -> None:
+        """Put jobs before those that wait already; what is timed has its own queue, for when nothing else is left."""
+        self.ready.extendleft(job for job in reversed(jobs) if not job.alone)
+        self.alone.extendleft(job for job in reversed(jobs) if job.alone)
 
     def launch(self) -> None:
         """Start jobs while there is room."""
@@ -204,6 +208,7 @@ class _Session:
                 self.waiting.setdefault(key, []).append(job)
                 if key not in self.lost:
                     self.lost[key] = digest
+                    self.runner.total += 1
                     self.ready.appendleft(Job(maker.run, maker.call, makes=True))
                 return True
         return False
@@ -254,29 +259,33 @@ class _Session:
 
     def deliver(self, record: Record) -> None:
         """Pass a record on and take in what follows from it."""
-        key = identity(record.run)
-        if key not in self.records:
-            self.runner.finished += 1
-        self.records[key] = self.runner.store.light(record)
-        if self.runner.progress:
-            self.runner.progress.finished(record)
+        self.records[identity(record.run)] = self.runner.store.light(record)
+        self.told(record)
         if self.then:
             self.submit(self.then(record))
 
+    def told(self, record: Record) -> None:
+        """Count a record and tell who watches."""
+        self.runner.finished += 1
+        if self.runner.progress:
+            self.runner.progress.finished(record)
+
     def regained(self, record: Record, digest: str, jobs: list[Job]) -> None:
         """A lost folder was made again, or could not be: what needed it goes on, or starts from the new one, or fails."""
-        key = identity(record.run)
-        if key in self.records:
-            self.records[key] = self.runner.store.light(record)
-        if record.status == "done" and record.artifact == digest:
-            self.ready.extendleft(reversed(jobs))
-        elif record.status == "done" and key in self.records and self.then:
+        ours = identity(record.run) in self.records
+        if record.status == "done" and record.artifact != digest and ours and self.then:
             self.runner.total -= len(jobs)
             self.deliver(record)
-        else:
-            why = record.error or "it came out different, so what is built on it must be built anew (--fresh)"
-            for job in jobs:
-                self.deliver(self.keep(job, Outcome(error=f"a folder that it needs was gone and was made again: {why}")))
+            return
+        self.told(record)
+        if ours and record.status == "done":
+            self.records[identity(record.run)] = self.runner.store.light(record)
+        if record.status == "done" and record.artifact == digest:
+            self.queue(jobs)
+            return
+        why = record.error or "it came out different, so what is built on it must be built anew (--fresh)"
+        for job in jobs:
+            self.deliver(self.keep(job, Outcome(error=f"a folder that it needs was gone and was made again: {why}")))
 
     def interrupt(self) -> None:
         """Stop what runs and keep a record that says so."""
@@ -284,9 +293,7 @@ class _Session:
             worker.kill("interrupted")
         for worker in list(self.working):
             job, _ = self.working.pop(worker)
-            record = self.keep(job, worker.close(self.sampler.take(worker.pid)))
-            if self.runner.progress:
-                self.runner.progress.finished(record)
+            self.told(self.keep(job, worker.close(self.sampler.take(worker.pid))))
 
     def abandon(self) -> None:
         """Leave no process behind."""

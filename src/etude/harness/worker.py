@@ -31,7 +31,9 @@ from etude.harness.machine import in_words, peak, reset_peak, rss_anon
 
 START = 300.0  # seconds that a worker may take before its run begins: the first one waits for the fork server's imports
 FAREWELL = 5.0  # seconds that it may take to end after it has answered
-TAIL = 4000  # characters of what it printed that are kept when it fails
+TAIL = 2000  # characters of the beginning and of the end of what it printed that are kept when it fails
+TRIES = 50  # to start a worker
+VANISHED = 255  # what multiprocessing says of a process whose fork server is gone
 POOLS = ("OMP", "MKL", "OPENBLAS", "NUMBA", "RAYON", "VECLIB_MAXIMUM")
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
@@ -101,7 +103,7 @@ def _perform(pipe: Connection, order: Order) -> Outcome:
     except BaseException as error:
         clock.stop()
         text = f"{type(error).__name__}: {error}".rstrip(": ").strip()
-        return Outcome({}, text, traceback.format_exc()[-5 * TAIL :], None, clock.wall, clock.cpu, clock.memory)
+        return Outcome({}, text, traceback.format_exc()[-10 * TAIL :], None, clock.wall, clock.cpu, clock.memory)
 
 
 def _called(function: Callable[..., Any], order: Order, clock: _Clock) -> tuple[dict[str, Any], str | None]:
@@ -241,9 +243,18 @@ class Worker:
         self._answer: Outcome | None = None
         self._pipe, theirs = context.Pipe(duplex=False)
         self.process = context.Process(target=main, args=(theirs, order), name="etude-run")
-        with _bare_start():
-            self.process.start()
+        self._start()
         theirs.close()
+
+    def _start(self) -> None:
+        for left in reversed(range(TRIES)):  # a fork server that was killed just now is replaced once it has gone
+            try:
+                with _bare_start():
+                    return self.process.start()
+            except (EOFError, ConnectionError, FileNotFoundError) as error:
+                time.sleep(0.1)
+                if not left:
+                    raise RuntimeError(f"no worker could be started ({type(error).__name__}: {error}): is there enough memory?") from error
 
     @property
     def pid(self) -> int:
@@ -309,8 +320,9 @@ class Worker:
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError):
-            text = self._log.read_text(errors="replace")[-TAIL:].strip()
-            return f"\nIt printed last:\n{text}" if text else ""
+            text = self._log.read_text(errors="replace").strip()
+            text = text if len(text) <= 2 * TAIL else f"{text[:TAIL]}\n...\n{text[-TAIL:]}"
+            return f"\nIt printed:\n{text}" if text else ""
         return ""
 
 
@@ -318,6 +330,8 @@ def _ending(code: int | None, seen: int) -> str:
     """Why a process that gave no answer ended."""
     if code == -signal.SIGKILL:
         return "killed, most likely for lack of memory" + (f" (it held {in_words(seen)} when last seen)" if seen else "")
+    if code == VANISHED:
+        return "killed together with the fork server, most likely for lack of memory"
     if code is not None and code < 0:
         return f"killed by signal {signal.Signals(-code).name}"
     return f"ended without an answer (exit code {code})"
