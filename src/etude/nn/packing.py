@@ -71,6 +71,10 @@ class Grid:
         """Stored bits a weight, scales and zero points included."""
         return self.bits + (dtype.itemsize * 8 + (0 if self.symmetric else self.bits)) / self.group
 
+    def share_of(self, dtype: torch.dtype) -> float:
+        """Stored bits as a share of those of dense weights in `dtype`."""
+        return self.bits_per_weight(dtype) / (8 * dtype.itemsize)
+
 
 @dataclass(frozen=True)
 class Codes:

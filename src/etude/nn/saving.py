@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from etude.nn.factored import FactoredLinear
-from etude.nn.packing import Codes, Grid, codes_of
+from etude.nn.packing import Codes, codes_of
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path, files: Mapping[str, str] | None = None) -> None:
