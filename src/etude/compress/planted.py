@@ -64,7 +64,7 @@ class DropBusy:
 
 def _shaken(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     dice = torch.Generator().manual_seed(seed)
-    for weight in _keep(model, 2).parameters():
+    for weight in _keep(model, 3).parameters():
         if weight.ndim == 2:
             weight.data += 0.05 * weight.data.std() * torch.randn(weight.shape, generator=dice).to(weight.dtype)
     return model
