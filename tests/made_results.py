@@ -2,8 +2,29 @@
 
 from __future__ import annotations
 
+import base64
 import random
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from etude.harness.scoreboard import scoreboard
+
+EVIL = "<script>document.title='evil'</script>"
+CUT = "</script><img src=x onerror=\"document.title='evil'\">"
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+
+
+@dataclass(frozen=True)
+class Paper:
+    id: str
+    family: str
+    name: str
+    title: str
+
+
+PAPERS = [Paper("2312.13558", "compress", "laser", "LASER"), Paper("2203.15556", "study", "chinchilla", "Chinchilla")]
+PAPERS += [Paper(f"2401.{i:05}", "adapt", f"paper{i}", f"Paper {EVIL} {i}") for i in range(98)]
 
 AXES = {
     "bits_per_byte": {"unit": "bits/byte", "better": "lower", "title": "bits per byte"},
@@ -38,7 +59,11 @@ def contender(name: str, seed: int = 0) -> dict[str, Any]:
 
     shares = [1.0] if name in ("untouched", "mine") else [0.8, 0.9, 1.0, 1.15]
     tested = metrics()
-    items = {"ids": [str(i) for i in range(4)], "top": [tested["bits_per_byte"] * 600.0] * 4, "bottom": [600.0] * 4}
+
+    def blocks(seed: int) -> dict[str, Any]:
+        top = [tested["bits_per_byte"] * 600.0 * (1 + 0.01 * (i - 1.5) * (seed - 1.3)) for i in range(4)]
+        return {"ids": [str(i) for i in range(4)], "top": top, "bottom": [600.0] * 4}
+
     summary = {key: {"value": value, "low": value * 0.99, "high": value * 1.012} for key, value in tested.items()}
     summary["bytes"] = {"value": tested["bytes"], "low": tested["bytes"], "high": tested["bytes"]}
     trials = [
@@ -66,7 +91,7 @@ def contender(name: str, seed: int = 0) -> dict[str, Any]:
         else [{"options": {"damp": d}, "score": 1.2 + abs(d - 0.03)} for d in (0.003, 0.01, 0.03, 0.1, 0.3)]
         if name == "gptq"
         else [],
-        "seeds": [{"seed": s, "built": f"b{s}", "metrics": tested | {"bits_per_byte": items}, "error": None} for s in (1, 2)],
+        "seeds": [{"seed": s, "built": f"b{s}", "metrics": tested | {"bits_per_byte": blocks(s)}, "error": None} for s in (1, 2)],
         "summary": summary,
         "run_ids": [f"{draw.getrandbits(64):016x}" for _ in range(5)],
         "wall": 12.5,
@@ -187,3 +212,33 @@ def record(name: str = "laser", paper: str = "2312.13558") -> dict[str, Any]:
         "experiments": {"Intervention": {"claims": first, "runs": []}, "Facts": {"claims": second, "runs": []}},
         "verdict": "reproduced",
     }
+
+
+def bare() -> dict[str, Any]:
+    """A contender of which nothing but the name is known."""
+    return contest() | {"contenders": [{"name": "bare"}]}
+
+
+def choosing() -> dict[str, Any]:
+    """A contest that stopped before the test split."""
+    results = contest()
+    results["settings"]["dev"] = True
+    return results | {"contenders": [one | {"summary": {}, "seeds": []} for one in results["contenders"]], "openings": 0}
+
+
+def pointless() -> dict[str, Any]:
+    """Contenders without points and trials."""
+    results = contest()
+    return results | {"contenders": [one | {"points": [], "tuning": []} for one in results["contenders"]]}
+
+
+MISSING = {"empty": dict, "nothing": nothing, "bare": bare, "choosing": choosing, "pointless": pointless}
+
+
+def board(folder: Path) -> str:
+    """A scoreboard with a fresh record that has a plot, a stale one, and a paper that was never recorded."""
+    picture = folder / "desk.png"
+    picture.write_bytes(base64.b64decode(PIXEL))
+    fresh = record() | {"plot": str(picture), "fresh": True}
+    stale = record("chinchilla", "2203.15556") | {"fresh": False, "verdict": "inconclusive"}
+    return scoreboard([fresh, stale], PAPERS, folder / "board", implemented=("paper3",)).read_text()
