@@ -223,9 +223,9 @@ def test_values_fit_nested_types() -> None:
 
 def test_attributes_end_where_the_next_section_begins() -> None:
     docs = attributes(
-        "One line.\n\n    Attributes:\n        a: first.\n        b (int): second: with colon\n            and more.\n\n    Raises:\n        c: no.\n    "
+        "One line.\n\n    Attributes:\n        a: first.\n        b (int): second: with\n            a colon.\n\n    Raises:\n        c: no.\n    "
     )
-    assert docs == {"a": "first.", "b": "second: with colon and more."}
+    assert docs == {"a": "first.", "b": "second: with a colon."}
 
 
 def test_computed_defaults_and_bases_need_the_class() -> None:

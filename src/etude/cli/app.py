@@ -11,6 +11,13 @@ from collections.abc import Sequence
 from etude.cli.output import Output
 from etude.cli.texts import ABOUT, overview
 
+QUIET = {  # libraries that would draw over our lines, or call home
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 EXTRAS = {
     "trl": "align",
     "sentence_transformers": "retrieve",
@@ -26,6 +33,8 @@ EXTRAS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     out = Output(as_json="--json" in words)
     try:
         return dispatch(words, out)

@@ -111,12 +111,12 @@ class Progress:
 
     def started(self, job: Any) -> None:
         """A worker took this job."""
-        what = f"{job.run.arm} {job.run.step}"
+        what = f"{job.run.arm} {job.run.step}".strip()
         self.running[what] = self.running.get(what, 0) + 1
 
     def finished(self, record: Any) -> None:
         """A job is done, well or not; what was in the store counts as done but not for the estimate."""
-        what, cached = f"{record.run.arm} {record.run.step}", getattr(record, "cached", False)
+        what, cached = f"{record.run.arm} {record.run.step}".strip(), getattr(record, "cached", False)
         self.running[what] = self.running.get(what, 1) - 1
         self.done, self.fresh = self.done + 1, self.fresh + (not cached)
         self.total = max(self.total, self.done)

@@ -28,6 +28,8 @@ class Parser(argparse.ArgumentParser):
         options, rest = self.parse_known_intermixed_args(list(argv))
         if rest:
             flag = rest[0].partition("=")[0]
+            if flag in (f"--{one.name}" for one in brought_by(catalogue.with_contests())):
+                self.error(f"this contest takes no {flag}")
             close = difflib.get_close_matches(flag, [*self._option_string_actions], n=1)
             self.error(f"unknown {'flag' if flag.startswith('-') else 'argument'} {flag}" + (f", did you mean {close[0]}?" if close else ""))
         return options

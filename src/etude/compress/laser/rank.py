@@ -104,7 +104,7 @@ def reduce(model: PreTrainedModel, intervention: Intervention, dense: bool = Fal
 
 
 @contextmanager
-def replaced(model: nn.Module, weights: Sequence[tuple[str, Float[Tensor, "m n"]]]) -> Iterator[None]:
+def replaced(model: nn.Module, weights: Sequence[tuple[str, Float[Tensor, "_ _"]]]) -> Iterator[None]:
     """Other weights in these layers for the body; afterwards the old ones, bit by bit, whatever happened."""
     kept = [(model.get_submodule(name), weight_of(model.get_submodule(name)).detach().clone()) for name, _ in weights]
     try:
