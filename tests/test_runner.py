@@ -240,6 +240,17 @@ def test_one_worker_a_card(store: Store, monkeypatch: pytest.MonkeyPatch) -> Non
     assert first.value["ended"] <= second.value["began"]
 
 
+def test_a_script_needs_no_guard_and_is_not_run_by_workers(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(
+        f"import sys; sys.path.insert(0, {str(HERE)!r})\nfrom pathlib import Path\nfrom runner_jobs import job\n"
+        "from etude.harness.runner import Runner\nfrom etude.harness.store import Store\n"
+        "print('script', flush=True)\n"
+        "print(len(Runner(Store(Path('s.sqlite')), preload=()).run([job('nothing', i) for i in range(3)])))\n"
+    )
+    said = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, env=os.environ | {"ETUDE_HOME": str(tmp_path)}, capture_output=True, text=True)
+    assert (said.stdout, said.stderr, said.returncode) == ("script\n3\n", "", 0)
+
+
 def test_an_error_in_then_leaves_no_process(store: Store, tmp_path: Path) -> None:
     def then(record: Record) -> list[Job]:
         raise RuntimeError("then went wrong")

@@ -17,7 +17,7 @@ from hypothesis import strategies as some
 from etude.harness import closure as closures
 from etude.harness.closure import closure, sources
 from etude.harness.contract import Run
-from etude.harness.machine import LIBRARIES, cores, in_words, machine, rss_anon, versions
+from etude.harness.machine import LIBRARIES, cards, cores, in_words, machine, rss_anon, versions
 from etude.harness.store import Record, Store, identity, lock
 
 RUN = Run("contest:compress/LanguageModels", "laser", "user", 0, inputs=(("model", "ab"), ("train", "cd")))
@@ -147,6 +147,12 @@ def test_machine_facts_are_plain_and_stable() -> None:
     assert json.loads(json.dumps(facts)) == facts == machine() and facts["cores"] == cores() >= 1 and facts["memory"] > 1e8
     assert versions()["torch"] and versions()["python"].startswith("3.")
     assert in_words(1.5e9) == "1.5 GB" and in_words(2e3) == "2 kB" and rss_anon(2**22 + 1) == 0
+
+
+@pytest.mark.parametrize(("visible", "expected"), [("", []), ("-1", []), ("1,3", ["1", "3"]), ("GPU-ab, GPU-cd", ["GPU-ab", "GPU-cd"])])
+def test_cards_are_those_that_are_visible(monkeypatch: pytest.MonkeyPatch, visible: str, expected: list[str]) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert cards() == expected
 
 
 @pytest.fixture

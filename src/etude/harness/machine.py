@@ -47,17 +47,23 @@ def _processor() -> str:
 @cache
 def gpus() -> list[str]:
     """Model and driver of each NVIDIA card that CUDA_VISIBLE_DEVICES leaves, asked without touching CUDA."""
-    lines = _said("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader").splitlines()
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or not all(card.isdigit() for card in visible.split(",")):
-        return lines if visible is None else lines[: len([card for card in visible.split(",") if card])]
-    return [lines[int(card)] for card in visible.split(",") if int(card) < len(lines)]
+    lines, visible = _said("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader").splitlines(), _visible()
+    if visible is None:
+        return lines
+    if all(card.isdigit() for card in visible):
+        return [lines[int(card)] for card in visible if int(card) < len(lines)]
+    return lines[: len(visible)]
 
 
 def cards() -> list[str]:
     """What CUDA_VISIBLE_DEVICES must be for a worker to own each one of the cards."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [card for card in visible.split(",") if card] if visible is not None else [str(i) for i in range(len(gpus()))]
+    visible = _visible()
+    return visible if visible is not None else [str(i) for i in range(len(gpus()))]
+
+
+def _visible() -> list[str] | None:
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if given is None else [card.strip() for card in given.split(",") if card.strip() not in ("", "-1")]
 
 
 def _said(*command: str) -> str:

@@ -218,7 +218,8 @@ class _Session:
         self.launched += 1
         environment = dict(os.environ) | ({"CUDA_VISIBLE_DEVICES": card} if card else {})
         order = Order(job.run, job.call, job.makes, environment, str(self.log / str(self.launched)), self.runner.preload)
-        context = multiprocessing.get_context("spawn") if card else multiprocessing.get_context("forkserver")
+        forked = job.run.device.startswith("cpu")  # what drives a card does not survive a fork
+        context = multiprocessing.get_context("forkserver") if forked else multiprocessing.get_context("spawn")
         if self.runner.progress:
             self.runner.progress.started(job)
         worker = Worker(order, context, job.seconds)
