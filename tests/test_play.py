@@ -141,7 +141,7 @@ def test_desk_records_verdicts_runs_and_plots(desk: dict[str, Any], package: Pat
     assert [claim["row"] for claim in sure["claims"]] == ["1", "2", "3"]
     assert sure["conditional"] and not unsure["conditional"]
     assert len(sure["runs"]) == 6 and set(sure["runs"][0]["metrics"]["loss"]) == {"ids", "top"}
-    assert sure["runs"][0]["metrics"]["curve"] == [1, "nan"]
+    assert sure["runs"][0]["metrics"]["curve"] == [1.0, "nan"]
     assert all((package / name).read_bytes().startswith(b"\x89PNG") for name in ("desk.png", "desk_Unsure.png"))
 
 
@@ -260,5 +260,5 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 def test_rounding_is_idempotent() -> None:
     items = Items.of("ab", [1.23456789, 2.0], [1.0, 3.0])
     once = play.rounded(items)
-    assert once == {"ids": ["a", "b"], "top": [1.23457, 2], "bottom": [1, 3]}
+    assert once == {"ids": ["a", "b"], "top": [1.23457, 2.0], "bottom": [1.0, 3.0]}
     assert play.rounded(Items.of(**once)) == once

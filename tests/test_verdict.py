@@ -145,9 +145,19 @@ def test_items_are_paired_by_id_across_arms() -> None:
 
 
 def test_partly_shared_items_are_refused() -> None:
-    a, b = Items.of("abc", [1, 2, 3]), Items.of("bcd", [1, 2, 3])
+    a, b = Items.of("abc", [1.0, 2.0, 3.0]), Items.of("bcd", [1.0, 2.0, 3.0])
     with pytest.raises(ValueError, match="different items"):
         judge(Claim("t", gain, above(0), over="items"), {("a", 0): Metrics(loss=a), ("b", 0): Metrics(loss=b)})
+
+
+def test_an_item_twice_is_refused_and_metrics_that_the_claim_does_not_read_do_not_matter() -> None:
+    dice = random.Random(9)
+    claim = Claim("t", gain, above(-1), over="items")
+    runs = {(arm, 0): Metrics(loss=blocks(dice, 30, 1.0), other=Items.of(["all"], [dice.random()])) for arm in "ab"}
+    assert judge(claim, runs).status == FIRM and judge(claim, runs).units == 30
+    runs["a", 0]["loss"] = Items.of("aab", [1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="an item twice"):
+        judge(claim, runs)
 
 
 def test_seeds_that_disagree_widen_an_interval_over_items() -> None:
@@ -274,3 +284,8 @@ def test_a_verdict_is_recomputed_to_the_last_digit() -> None:
     again = {key: Metrics.from_json(json.loads(json.dumps(m.to_json()))) for key, m in runs.items()}
     claim = Claim("t", gain, above(0), over="blocks")
     assert judge(claim, runs) == judge(claim, again)
+
+
+def test_metrics_from_json_takes_integers_and_words() -> None:
+    found = Metrics.from_json({"bytes": 12, "loss": {"ids": ["a", "b"], "top": [1, "nan"]}, "curve": [1, 2.5], "bad": "inf"})
+    assert found.bytes == 12.0 and math.isnan(found.loss) and found["curve"] == [1.0, 2.5] and found.bad == math.inf

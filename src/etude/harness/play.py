@@ -259,9 +259,9 @@ def rounded(value: Value) -> Any:
     return [_six(x) for x in value] if isinstance(value, list) else _six(value)
 
 
-def _six(x: float) -> float | int | str:
+def _six(x: float) -> float | str:
     short = float(f"{float(x):.6g}")
-    return str(short) if not math.isfinite(short) else int(short) if short.is_integer() and abs(short) < 1e6 else short
+    return short if math.isfinite(short) else str(short)
 
 
 # ---- the record and its plots ----

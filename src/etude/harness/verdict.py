@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from etude.harness.contract import Claim, Rule
-from etude.harness.draws import align, number_of, over_items
+from etude.harness.draws import align, number_of, over_items, pools_read
 from etude.harness.intervals import bootstrap, interval_t, mean_sd, t_quantile, widened
-from etude.measure.contract import Items, Metrics, number
+from etude.measure.contract import Metrics, number
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
 MOST_SEEDS = 10
@@ -241,7 +241,6 @@ def judge(claim: Claim, runs: Mapping[tuple[str, int], Metrics]) -> Verdict:
             seeds[seed] = arms
         except (KeyError, AttributeError) as error:
             missing.add(str(error).strip("'\""))
-    used = {pool: n for pool, n in pools.items() if any(_holds(m, pool) for arms in seeds.values() for m in arms.values())}
     if not values or not all(map(math.isfinite, values)):
         gone = f"an arm or metric is missing: {', '.join(sorted(missing))}" if not values else "the number is not defined on every seed"
         return _verdict(claim, INCONCLUSIVE, values, math.nan, -math.inf, math.inf, 0, gone)
@@ -256,13 +255,10 @@ def judge(claim: Claim, runs: Mapping[tuple[str, int], Metrics]) -> Verdict:
             (estimate, estimate, "") if _takes_zero_width(claim.holds) else (low, high, "one seed has no interval: run at least three")
         )
     else:
+        used = pools_read(claim.value, seeds, pools)
         units = min(used.values(), default=0)
         low, high, reason = _items_interval(claim, seeds, used, values, estimate)
     return _decide(claim, values, estimate, low, high, units, reason)
-
-
-def _holds(metrics: Metrics, pool: frozenset[str]) -> bool:
-    return any(isinstance(value, Items) and frozenset(value.ids) == pool for value in metrics.values())
 
 
 def _items_interval(

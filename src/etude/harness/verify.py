@@ -118,13 +118,7 @@ def claims_of(experiment: Experiment[Any], runs: Mapping[tuple[str, int], Metric
 
 def runs_of(recorded: Mapping[str, Any]) -> dict[tuple[str, int], Metrics]:
     """The runs of a recorded experiment."""
-    return {(run["arm"], int(run["seed"])): Metrics.from_json(_finite_again(run["metrics"])) for run in recorded["runs"]}
-
-
-def _finite_again(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Infinite and undefined numbers, which JSON writes as words, as numbers."""
-    words = {key: [float(x) for x in value] if isinstance(value, list) else value for key, value in metrics.items()}
-    return {key: float(value) if isinstance(value, str) else value for key, value in words.items()}
+    return {(run["arm"], int(run["seed"])): Metrics.from_json(run["metrics"]) for run in recorded["runs"]}
 
 
 def code_of(studies: Experiments) -> str:

@@ -68,5 +68,11 @@ class Metrics(dict[str, Value]):
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Metrics:
-        """The inverse of `to_json`."""
-        return cls({key: Items.of(**value) if isinstance(value, dict) else value for key, value in data.items()})
+        """The inverse of `to_json`; numbers may stand there as integers, infinite and undefined ones as words ("nan")."""
+        return cls({key: _value(value) for key, value in data.items()})
+
+
+def _value(value: Any) -> Value:
+    if isinstance(value, Mapping):
+        return Items.of(value["ids"], **{key: [float(x) for x in value[key]] for key in ("top", "bottom") if key in value})
+    return [float(x) for x in value] if isinstance(value, list) else float(value)
