@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -45,7 +46,7 @@ def gain_by_frequency(before: Items, after: Items, counts: Mapping[str, float], 
     order = sorted(range(len(before.ids)), key=lambda i: counts[before.ids[i]])
     gains = [after.top[i] / after.bottom[i] - before.top[i] / before.bottom[i] for i in range(len(before.ids))]
     edges = [place * len(order) // bins for place in range(bins + 1)]
-    parts = [order[low:high] for low, high in zip(edges, edges[1:], strict=False)]
+    parts = [order[low:high] for low, high in pairwise(edges)]
     return [(sum(counts[before.ids[i]] for i in part) / len(part), sum(gains[i] for i in part) / len(part)) for part in parts]
 
 

@@ -1,10 +1,8 @@
-"""Facts for the études: real relations with paraphrases, and an invented world whose facts differ in frequency."""
+"""Real facts for the études: two relations with paraphrases, written out as data."""
 
 from __future__ import annotations
 
-import math
-import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 CAPITALS = """France Paris;Germany Berlin;Italy Rome;Spain Madrid;Portugal Lisbon;Poland Warsaw;Austria Vienna;Hungary Budapest;Greece Athens;
 Sweden Stockholm;Norway Oslo;Denmark Copenhagen;Finland Helsinki;Ireland Dublin;Russia Moscow;Ukraine Kyiv;Romania Bucharest;Bulgaria Sofia;
@@ -54,46 +52,3 @@ def _halves(pair: str, name: str) -> tuple[str, str]:
     """Countries of the first table are one word, currencies of the second."""
     subject, _, answer = pair.partition(" ") if name == "capital" else pair.rpartition(" ")
     return subject, answer
-
-
-@dataclass(frozen=True)
-class World:
-    """An invented world: every subject has one object in every relation; tokens are numbers, with no text.
-
-    Attributes:
-        subjects, relations, objects: how many; each relation has its own objects.
-        forms: tokens that name the same relation (paraphrases).
-        noise: share of the training triples whose object is a wrong one of the same relation.
-        seed: of the facts and of their frequencies.
-    """
-
-    subjects: int = 512
-    relations: int = 4
-    objects: int = 32
-    forms: int = 3
-    noise: float = 0.3
-    seed: int = 0
-    truth: tuple[tuple[int, ...], ...] = field(init=False)
-    weights: tuple[float, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        dice = random.Random(self.seed)
-        truth = tuple(tuple(dice.randrange(self.objects) for _ in range(self.relations)) for _ in range(self.subjects))
-        ranks = list(range(1, self.subjects + 1))
-        dice.shuffle(ranks)
-        total = math.fsum(1 / rank for rank in ranks)
-        object.__setattr__(self, "truth", truth)
-        object.__setattr__(self, "weights", tuple(1 / rank / total for rank in ranks))
-
-    @property
-    def vocabulary(self) -> int:
-        """Subjects first, then forms of the relations, then their objects."""
-        return self.subjects + self.relations * self.forms + self.relations * self.objects
-
-    def form(self, relation: int, which: int) -> int:
-        """The token of a relation's paraphrase."""
-        return self.subjects + relation * self.forms + which
-
-    def thing(self, relation: int, which: int) -> int:
-        """The token of a relation's object."""
-        return self.subjects + self.relations * self.forms + relation * self.objects + which

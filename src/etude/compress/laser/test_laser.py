@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from etude.compress.laser import Laser, reduced_size, size_of
+from etude.compress.laser import Laser, reduced_size, size_of, sweep
 from etude.compress.laser.analysis import (
     complement_answers,
     fitted,
@@ -23,10 +24,12 @@ from etude.compress.laser.analysis import (
     robust_hits,
     same_rank,
 )
-from etude.compress.laser.facts import World, relation
+from etude.compress.laser.experiment import EXPERIMENTS
+from etude.compress.laser.facts import relation
 from etude.compress.laser.matrices import all_matrices, matrices, type_of
 from etude.compress.laser.rank import Intervention, complement, decompose, factors, intervened, low_rank, rank_of, reduce
 from etude.compress.laser.search import candidates, search, validation_score
+from etude.compress.laser.world import World, ask, corpus, train_world
 from etude.data.contract import Budget, Data, Journal, Rows, Split, Text
 from etude.measure.contract import Items
 from etude.nn.factored import FactoredLinear
@@ -80,7 +83,7 @@ def test_eckart_young(weight, rho):
     A, B = factors(parts, rank)
     torch.testing.assert_close(A @ B, kept, atol=1e-5, rtol=1e-4)
     errors = [(weight - low_rank(parts, r)).norm() for r in range(len(parts.S) + 1)]
-    assert all(later <= earlier + 1e-5 for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later <= earlier + 1e-5 for earlier, later in pairwise(errors))
 
 
 @given(matrix, st.integers(0, 99))
@@ -291,6 +294,54 @@ def test_analyses():
     answers = complement_answers(model, tokenizer, ["ab", "c"], grid[0], top=2)
     assert [len(each) for each in answers] == [2, 2]
     assert set(generation_hits(model, tokenizer, ["ab"], [" no such answer"], tokens=2).top) == {0.0}
+
+
+def test_the_choice_never_looks_at_held_out_facts():
+    asked = sweep.questions(10)
+    for seed in range(5):
+        validation, held_out = asked.halves(seed)
+        assert sorted(validation + held_out) == list(range(len(asked))) and abs(len(validation) - len(held_out)) <= 1
+    validation, held_out = asked.halves(0)
+
+    def table(noise: float) -> list[sweep.Answers]:
+        """`good` is better on the validation half; the held-out half may say anything."""
+        base, good = [2.0] * len(asked), [1.0 if i in validation else 2.0 + noise for i in range(len(asked))]
+        ranks = (0,) * len(asked)
+        return [sweep.Answers(sweep.Setting("untouched"), tuple(base), ranks), sweep.Answers(sweep.Setting("laser", "good", 0.5), tuple(good), ranks)]
+
+    for noise in (-1.0, 0.0, 99.0):
+        assert sweep.chosen(table(noise), validation, ("laser", "untouched")).setting.name == "good"
+    assert sweep.chosen(table(0.0)[:1], validation, ("noise",)).setting.kind == "untouched"
+
+
+def test_the_grid_holds_every_ablation_and_leaves_the_model_bit_equal():
+    model, asked = tiny(), sweep.questions(2)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    grid = sweep.settings(model, "out", (0, 3), (0.5, 0.1), ("noise", "zero", "magnitude"), 3)
+    kinds = [each.kind for each in grid]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"untouched": 1, "laser": 4, "noise": 12, "zero": 2, "magnitude": 4}
+    for setting in grid[:6]:
+        found = sweep.answered(model, byte_tokenizer(), asked, setting)
+        assert len(found.nats) == len(asked) == 4 and found.nll([1, 3]).ids == ("1", "3")
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_every_row_of_the_claims_is_there():
+    claims = [claim for experiment in EXPERIMENTS for claim in experiment.claims]
+    assert {claim.row for claim in claims} == {"1", "2", "3", "4"}
+    assert all(claim.overlap == 1.0 for claim in EXPERIMENTS[0].claims)  # halves of one set overlap
+    assert all({"smoke", "desk", "gpu"} <= set(experiment.scales) for experiment in EXPERIMENTS)
+
+
+def test_the_invented_world_is_written_about_as_often_as_it_says():
+    world = World(subjects=30, relations=2, objects=5, noise=0.25)
+    triples, shown = corpus(world, 4000)
+    assert sum(shown.values()) == len(triples) == 4000 and triples.max() < world.vocabulary
+    truth = {(s, world.form(r, f)): world.thing(r, world.truth[s][r]) for s in range(30) for r in range(2) for f in range(world.forms)}
+    wrong = sum(truth[s, f] != o for s, f, o in triples.tolist()) / 4000
+    assert abs(wrong - 0.25) < 0.03
+    found = ask(train_world(triples[:100], world.vocabulary, steps=2), world)
+    assert len(found.nats.ids) == 60 and set(found.hits.top) <= {0.0, 1.0}
 
 
 def test_facts_are_whole():
