@@ -18,6 +18,7 @@ from etude.harness.request import Entrant, Progress, Request, claim_out, contest
 from etude.harness.results import assemble
 from etude.harness.runner import Job, Runner
 from etude.harness.store import Store, lock
+from etude.harness.verify import sealed
 
 Say = Callable[[str], None]
 
@@ -45,7 +46,7 @@ def compete(request: Request, say: Say, progress: Progress | None = None) -> dic
         announce_plan(referee, entrants, say)
         if request.dry_run:
             return {"dry_run": True, "contenders": [entrant.label for entrant in entrants], "identity": identity}
-        results = run_contest(referee, entrants, say)
+        results = sealed(run_contest(referee, entrants, say))
     write_text(request.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     from etude.harness.report import write
 
