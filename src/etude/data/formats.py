@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 
 PIECE = 1024  # bytes of running text in a row, at most
 PROBE = 1 << 16
+BLOCK = 1 << 20
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 BOM = codecs.BOM_UTF8
 Row = dict[str, Any]
@@ -124,26 +125,33 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def pieces(source: Source) -> Iterator[Row]:
-    """A text as rows {"text"} of at most `PIECE` bytes cut at line ends (inside a line only where it is longer): joined, they are the text."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    kept, size = list[str](), 0
-    for line in _short_lines(source):
-        if size + len(line) > PIECE and kept:
-            yield {"text": "".join(kept)}
-            kept, size = list[str](), 0
-        kept.append(decoder.decode(line))
-        size += len(line)
-    kept.append(decoder.decode(b"", final=True))
-    if text := "".join(kept):
-        yield {"text": text}
+    """A text as rows {"text"} of at most `PIECE` bytes, cut at line ends (inside a line only where it is longer): joined, they are the text.
 
-
-def _short_lines(source: Source) -> Iterator[bytes]:
-    """Lines of at most `PIECE` bytes, longer ones in parts; CRLF becomes LF."""
+    CRLF becomes LF.
+    """
     with source.open() as stream:
-        while line := stream.readline(PIECE - 1):
-            if line.endswith(b"\r"):  # perhaps cut in the middle of CRLF
-                line += stream.readline(1)
-            if b"\0" in line:
+        rest, ended = b"", False
+        while not ended:
+            block = stream.read(BLOCK)
+            ended, text = not block, rest + block
+            if b"\0" in block:
                 raise ValueError(f"data {source.path} is binary: it holds zero bytes")
-            yield line[:-2] + b"\n" if line.endswith(b"\r\n") else line
+            held = b"\r" if text.endswith(b"\r") and not ended else b""  # perhaps cut in the middle of CRLF
+            text, start = text.removesuffix(held).replace(b"\r\n", b"\n"), 0
+            while len(text) - start > PIECE or (ended and start < len(text)):
+                end = _cut(text, start)
+                yield {"text": text[start:end].decode()}
+                start = end
+            rest = text[start:] + held
+
+
+def _cut(text: bytes, start: int) -> int:
+    """Where the piece that begins here ends: behind the last line end that fits, else between two letters."""
+    end = start + PIECE
+    if end >= len(text):
+        return len(text)
+    if line_end := text.rfind(b"\n", start, end) + 1:
+        return line_end
+    while end > start + 1 and text[end] & 0xC0 == 0x80:  # inside a letter of several bytes
+        end -= 1
+    return end

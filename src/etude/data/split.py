@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 P = TypeVar("P", bound=Part)
 Say = Callable[[str], None]
+ENCODER = json.JSONEncoder(default=str, ensure_ascii=False)
 GAP = 4096  # bytes between spans of running text
 
 
@@ -142,7 +143,7 @@ def _hash_stream(part: Part, names: list[str], seed: int) -> Iterator[int]:
     key = seed.to_bytes(8, "little", signed=True)
     for arrays in arrow.columns(part.dataset, names):
         for row in zip(*(array.to_pylist() for array in arrays), strict=True):
-            content = json.dumps(row, default=str, ensure_ascii=False).encode("utf-8", "surrogatepass")
+            content = ENCODER.encode(row).encode("utf-8", "surrogatepass")
             yield int.from_bytes(hashlib.blake2b(content, digest_size=8, key=key).digest(), "little")
 
 
