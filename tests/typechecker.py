@@ -1,19 +1,20 @@
-"""What jaxtyping's import hook checks with: beartype, where it can resolve a signature."""
+"""What jaxtyping's import hook checks with: beartype, wherever it can check a signature."""
 
 from __future__ import annotations
 
 import typing
-from typing import Any, Self
+from typing import Any
 
 from beartype import BeartypeConf, beartype
+from beartype.roar import BeartypeDecorHintException
 
 CONF = BeartypeConf(is_pep484_tower=True)  # a whole number is a number
 
 
 def checked(function: Any) -> Any:
-    """The function with its arguments and results checked at run time; as it is where a hint names what only a type checker sees."""
+    """The function with arguments and results checked at run time; as it is where a hint cannot be (a name only type checkers see, Self)."""
     try:
-        hints = typing.get_type_hints(function)
-    except (NameError, AttributeError, TypeError):
+        typing.get_type_hints(function)
+        return beartype(function, conf=CONF)
+    except (NameError, AttributeError, TypeError, BeartypeDecorHintException):
         return function
-    return function if any(Self in (hint, *typing.get_args(hint)) for hint in hints.values()) else beartype(function, conf=CONF)

@@ -61,11 +61,15 @@ def _bare(value: Any) -> bool:
 
 def _pieces(text: str) -> Iterator[str]:
     """The text between commas that stand outside brackets and quotes."""
-    depth, quoted, start = 0, False, 0
+    depth, quoted, escaped, start = 0, False, False, 0
     for position, sign in enumerate(text):
-        if sign == '"' and text[position - 1 : position] != "\\":
-            quoted = not quoted
-        elif not quoted:
+        if escaped:
+            escaped = False
+        elif quoted:
+            escaped, quoted = sign == "\\", sign != '"'
+        elif sign == '"':
+            quoted = True
+        else:
             depth += (sign in "[{") - (sign in "]}")
             if sign == "," and depth == 0:
                 yield text[start:position]
