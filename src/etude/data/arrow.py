@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from etude.data.formats import Row
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
     from datasets import Dataset
+    from numpy.typing import NDArray
 
 BATCH = 1000  # rows
 
@@ -92,10 +95,16 @@ def columns(dataset: Dataset, names: Iterable[str]) -> Iterator[list[pa.ChunkedA
         yield [table.column(name) for name in names]
 
 
+def select(dataset: Dataset, rows: NDArray[np.int64]) -> Dataset:
+    """The rows at these positions; the fingerprint comes from the positions at once (`datasets` would pickle them one by one)."""
+    name = hashlib.sha256(dataset._fingerprint.encode() + rows.tobytes()).hexdigest()[:16]
+    return dataset.select(rows, new_fingerprint=name)
+
+
 def keep(dataset: Dataset, names: list[str], wanted: Callable[[list[Any]], Any]) -> Dataset:
     """The rows for which `wanted`, called with the columns of a batch, gives true; the same object where all stay."""
     import numpy as np
 
     masks = [np.asarray(wanted(arrays)) for arrays in columns(dataset, names)]
     mask = np.concatenate(masks) if masks else np.zeros(0, bool)
-    return dataset if mask.all() else dataset.select(np.flatnonzero(mask))
+    return dataset if mask.all() else select(dataset, np.flatnonzero(mask))

@@ -45,7 +45,7 @@ def by_hash(part: P, shares: Sequence[float], seed: int, group: str | None = Non
         cuts = _cuts(len(values), edges)
         place = np.searchsorted(cuts, np.arange(len(values)), side="right")
     chosen = place[where]
-    return tuple(part.take(np.flatnonzero(chosen == i).tolist()) for i in range(len(shares)))
+    return tuple(_take(part, np.flatnonzero(chosen == i)) for i in range(len(shares)))
 
 
 def _cuts(count: int, edges: NDArray[np.float64]) -> list[int]:
@@ -81,12 +81,13 @@ def by_span(part: P, shares: Sequence[float], gap: int = GAP) -> tuple[P, ...]:
             raise ValueError(f"the text holds {total:,} bytes, too few for {len(shares)} parts with gaps of {gap:,} bytes: bring more text")
         spans.append((first, last))
         begin = int(ends[last - 1]) + gap
-    return tuple(part.take(range_of(first, last)) for first, last in spans)
+    return tuple(_take(part, np.arange(first, last)) for first, last in spans)
 
 
-def range_of(first: int, last: int) -> list[int]:
-    """Positions of a span."""
-    return list(range(first, last))
+def _take(part: P, rows: NDArray[np.int64]) -> P:
+    from etude.data import arrow
+
+    return type(part)(arrow.select(part.dataset, rows), part.roles, part.running)
 
 
 def deduplicate(part: P, say: Say = print) -> P:
@@ -101,7 +102,7 @@ def deduplicate(part: P, say: Say = print) -> P:
     if not gone:
         return part
     say(f"{gone} of {len(part)} rows of {type(part).__name__} repeat an earlier one and are left out")
-    return part.take(np.sort(first).tolist())
+    return _take(part, np.sort(first))
 
 
 def check_length(part: Part, tokenizer: Any, window: int, what: str = "evaluation") -> None:
