@@ -42,7 +42,8 @@ class Scale:
         model: a name for `etude.data.assets`, or "tiny" for random weights.
         facts: how many facts of each relation, None for all.
         layers, rhos: the grid of single interventions over MLP matrices.
-        ablations, noises: what else is tried at every place, and seeds of the noise.
+        ablations: what else is tried at every place.
+        noises: seeds of the noise where LASER was chosen.
         blocks: layers of the model; depth: rho of the sweep over all of them.
         world, triples, steps: subjects of the invented world, what is written about it, and training steps of its model.
         rotated: the model whose size is compared; share: of its bytes; tokens: of held-out text.
@@ -66,7 +67,6 @@ class Scale:
 
 def load_model(spec: str, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in bfloat16 on the run's device, and its tokenizer."""
-
     if spec == "tiny":
         return tiny_llama(), byte_tokenizer()
 
@@ -75,15 +75,37 @@ def load_model(spec: str, run: Run) -> tuple[PreTrainedModel, PreTrainedTokenize
     return model.to(run.device).eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def from_table(kinds: tuple[str, ...], same_place: bool, run: Run, scale: Scale) -> Metrics:
-    """The best of these kinds on the validation half (with `same_place` only where LASER was chosen), read on the other half."""
+def from_table(kinds: tuple[str, ...], run: Run, scale: Scale) -> Metrics:
+    """The best of these kinds, or the untouched model, on the validation half, read on the other half."""
+    table, (validation, held_out) = prepared(run, scale)
+    return told(sweep.chosen(table, validation, (*kinds, "untouched")), held_out)
 
-    table = sweep.load(run.path("prepared") / "table.json")
-    validation, held_out = sweep.questions(scale.facts).halves(run.seed)
-    if same_place:
-        picked = sweep.chosen(table, validation, kinds, sweep.chosen(table, validation, ("laser", "untouched")).setting)
-    else:
-        picked = sweep.chosen(table, validation, (*kinds, "untouched") if kinds else ("untouched",))
+
+def same_matrix(run: Run, scale: Scale) -> Metrics:
+    """Zero in place of the matrix that LASER chose."""
+    table, (validation, held_out) = prepared(run, scale)
+    place = sweep.chosen(table, validation, ("laser", "untouched")).setting
+    return told(next((each for each in table if each.setting.kind == "zero" and each.setting.name == place.name), table[0]), held_out)
+
+
+def noise_there(run: Run, scale: Scale) -> Metrics:
+    """Noise of as large a norm in the matrix that LASER chose: the best seed on the validation half."""
+    table, (validation, held_out) = prepared(run, scale)
+    place = sweep.chosen(table, validation, ("laser", "untouched")).setting
+    if place.kind == "untouched":
+        return told(table[0], held_out)
+    (model, tokenizer), asked = load_model(scale.model, run), sweep.questions(scale.facts)
+    tried = [sweep.answered(model, tokenizer, asked, sweep.Setting("noise", place.name, place.rho, 1 + seed)) for seed in range(scale.noises)]
+    return told(min(tried, key=lambda each: each.mean(validation)), held_out)
+
+
+def prepared(run: Run, scale: Scale) -> tuple[list[sweep.Answers], tuple[list[int], list[int]]]:
+    """The table (the untouched model first), validation and held-out facts of this seed."""
+    return sweep.load(run.path("prepared") / "table.json"), sweep.questions(scale.facts).halves(run.seed)
+
+
+def told(picked: sweep.Answers, held_out: list[int]) -> Metrics:
+    """What is recorded of a setting."""
     return Metrics(nll=picked.nll(held_out), top1=picked.top1(held_out), rho=picked.setting.rho, **_place(picked.setting.name))
 
 
@@ -96,11 +118,8 @@ def _place(name: str) -> dict[str, float]:
 
 def answers(kinds: tuple[str, ...], run: Run, scale: Scale) -> Metrics:
     """As `from_table`, and the model itself asked in all paraphrases; under LASER also what the discarded components say."""
-
-    metrics = from_table(kinds, False, run, scale)
-    table = sweep.load(run.path("prepared") / "table.json")
-    asked = sweep.questions(scale.facts)
-    validation, held_out = asked.halves(run.seed)
+    metrics = from_table(kinds, run, scale)
+    asked, (table, (validation, held_out)) = sweep.questions(scale.facts), prepared(run, scale)
     setting = sweep.chosen(table, validation, (*kinds, "untouched")).setting
     model, tokenizer = load_model(scale.model, run)
     forms = [sweep.answered(model, tokenizer, asked, setting, form).top1(held_out) for form in range(4)]
@@ -118,10 +137,9 @@ def answers(kinds: tuple[str, ...], run: Run, scale: Scale) -> Metrics:
 
 
 def at_layer(layer: int | None, run: Run, scale: Scale) -> Metrics:
-    """Nats of all facts with each matrix of one layer reduced in turn; only down_proj and o are kept fact by fact."""
-
+    """Nats of the capitals with each matrix of one layer reduced in turn; only down_proj and o are kept fact by fact."""
     model, tokenizer = load_model(scale.model, run)
-    asked = sweep.questions(scale.facts)
+    asked = sweep.questions(scale.facts, ("capital",))
     facts = range(len(asked))
     if layer is None:
         return Metrics(nll=sweep.answered(model, tokenizer, asked, sweep.Setting("untouched")).nll(facts))

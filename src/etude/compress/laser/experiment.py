@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from etude.compress.laser import sweep
-from etude.compress.laser.arms import Scale, answers, at_layer, from_table, in_world, load_model, shrunk
+from etude.compress.laser.arms import Scale, answers, at_layer, from_table, in_world, load_model, noise_there, same_matrix, shrunk
 from etude.compress.laser.world import World, corpus, train_world
 from etude.harness.contract import Claim, Experiment, Figure, Run
 from etude.harness.verdict import above, below
@@ -99,17 +99,17 @@ class Intervention(Experiment[Scale]):
     def prepare(self, run: Run, scale: Scale, folder: Path) -> None:
         model, tokenizer = load_model(scale.model, run)
         asked = sweep.questions(scale.facts)
-        grid = sweep.settings(model, "mlp", scale.layers, scale.rhos, scale.ablations, scale.noises)
+        grid = sweep.settings(model, "mlp", scale.layers, scale.rhos, scale.ablations)
         sweep.save(folder / "table.json", (sweep.answered(model, tokenizer, asked, each) for each in grid))
 
     def arms(self, scale: Scale) -> Mapping[str, Callable[[Run, Scale], Metrics]]:
-        searched = {"noise_anywhere": ("noise",), "magnitude": ("magnitude",)} | ({"fitted": ("fitted",)} if "fitted" in scale.ablations else {})
-        same = {"noise": ("noise",), "zero": ("zero",)}
-        return (
-            {"untouched": partial(answers, ()), "laser": partial(answers, ("laser",))}
-            | {name: partial(from_table, kinds, False) for name, kinds in searched.items()}
-            | {name: partial(from_table, kinds, True) for name, kinds in same.items()}
-        )
+        searched = {"noise_anywhere": ("noise",)} | {kind: (kind,) for kind in scale.ablations if kind not in ("noise", "zero")}
+        return {
+            "untouched": partial(answers, ()),
+            "laser": partial(answers, ("laser",)),
+            "noise": noise_there,
+            "zero": same_matrix,
+        } | {name: partial(from_table, kinds) for name, kinds in searched.items()}
 
     def plot(self, runs: Mapping[tuple[str, int], Metrics]) -> Figure:
         return spread(runs, "nll", "nats a token of held-out answers (one dot a random half)")

@@ -85,23 +85,18 @@ class Questions:
         return sorted(order[: len(order) // 2]), sorted(order[len(order) // 2 :])
 
 
-def questions(most: int | None) -> Questions:
-    """Capitals and currencies, the first `most` of each."""
-    return Questions((relation("capital", most), relation("currency", most)))
+def questions(most: int | None, names: Sequence[str] = ("capital", "currency")) -> Questions:
+    """These relations, the first `most` facts of each."""
+    return Questions(tuple(relation(name, most) for name in names))
 
 
-def settings(
-    model: PreTrainedModel, module: str, layers: tuple[int, ...], rhos: tuple[float, ...], ablations: Sequence[str], seeds: int
-) -> list[Setting]:
-    """The grid of single interventions, and each ablation at every place of it ("noise" with `seeds` seeds, "zero" once a matrix)."""
+def settings(model: PreTrainedModel, module: str, layers: tuple[int, ...], rhos: tuple[float, ...], ablations: Sequence[str]) -> list[Setting]:
+    """Untouched, the grid of single interventions, and each ablation at every place of it ("zero" once a matrix)."""
     found = [Setting("untouched")]
     for matrix in matrices(model, module, layers):
         found += [Setting("zero", matrix.name)] if "zero" in ablations else []
         for rho in rhos:
-            found.append(Setting("laser", matrix.name, rho))
-            for kind in ablations:
-                if kind != "zero":
-                    found += [Setting(kind, matrix.name, rho, seed) for seed in range(seeds if kind == "noise" else 1)]
+            found += [Setting(kind, matrix.name, rho) for kind in ("laser", *ablations) if kind != "zero"]
     return found
 
 
@@ -131,12 +126,6 @@ def load(path: Path) -> list[Answers]:
     return [Answers(Setting(**row["setting"]), tuple(row["nats"]), tuple(row["ranks"])) for row in json.loads(path.read_text())]
 
 
-def chosen(table: Sequence[Answers], facts: Sequence[int], kinds: Sequence[str], place: Setting | None = None) -> Answers:
-    """The best of these kinds on these facts, the untouched model among them; with `place` only in that setting's matrix and at its rho."""
-    offered = [
-        each
-        for each in table
-        if each.setting.kind in kinds
-        and (place is None or (each.setting.name == place.name and (each.setting.kind == "zero" or each.setting.rho == place.rho)))
-    ]
-    return min(offered or [each for each in table if each.setting.kind == "untouched"], key=lambda each: each.mean(facts))
+def chosen(table: Sequence[Answers], facts: Sequence[int], kinds: Sequence[str]) -> Answers:
+    """The best of these kinds on these facts."""
+    return min((each for each in table if each.setting.kind in kinds), key=lambda each: each.mean(facts))

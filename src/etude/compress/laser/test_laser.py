@@ -311,15 +311,14 @@ def test_the_choice_never_looks_at_held_out_facts():
 
     for noise in (-1.0, 0.0, 99.0):
         assert sweep.chosen(table(noise), validation, ("laser", "untouched")).setting.name == "good"
-    assert sweep.chosen(table(0.0)[:1], validation, ("noise",)).setting.kind == "untouched"
 
 
 def test_the_grid_holds_every_ablation_and_leaves_the_model_bit_equal():
     model, asked = tiny(), sweep.questions(2)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    grid = sweep.settings(model, "out", (0, 3), (0.5, 0.1), ("noise", "zero", "magnitude"), 3)
+    grid = sweep.settings(model, "out", (0, 3), (0.5, 0.1), ("noise", "zero", "magnitude"))
     kinds = [each.kind for each in grid]
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"untouched": 1, "laser": 4, "noise": 12, "zero": 2, "magnitude": 4}
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"untouched": 1, "laser": 4, "noise": 4, "zero": 2, "magnitude": 4}
     for setting in grid[:6]:
         found = sweep.answered(model, byte_tokenizer(), asked, setting)
         assert len(found.nats) == len(asked) == 4 and found.nll([1, 3]).ids == ("1", "3")
