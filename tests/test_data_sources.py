@@ -1,4 +1,4 @@
-"""Any file becomes parts: what is right is read right in every disguise, what is wrong is refused with the place and the way out."""
+"""Any file becomes parts, in every disguise, whatever its size."""
 
 from __future__ import annotations
 
@@ -6,56 +6,25 @@ import csv
 import gzip
 import io
 import json
-import math
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from data_files import LABELLED, file, fresh_home, joined, lines, load, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from etude.data import formats, records, sources, split
-from etude.data.contract import Part, Rows, Split, Table, Text
-
-KINDS = (Rows, Text)
-LABELLED = [{"text": f"sentence number {i}", "label": i % 2} for i in range(6)]
+from etude.data.contract import Rows, Split, Text
 
 
 @pytest.fixture(autouse=True, scope="module")
-def own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    os.environ["ETUDE_HOME"], before = str(tmp_path_factory.mktemp("home")), os.environ.get("ETUDE_HOME")
-    yield
-    os.environ.pop("ETUDE_HOME")
-    if before is not None:
-        os.environ["ETUDE_HOME"] = before
-
-
-def load(path: Path, kinds: tuple[type[Part], ...] = KINDS, **columns: str) -> tuple[Split, str]:
-    heard = list[str]()
-    return sources.load(str(path), kinds, columns, heard.append), "\n".join(heard)
-
-
-def refused(path: Path, kinds: tuple[type[Part], ...] = KINDS, **columns: str) -> str:
-    with pytest.raises(ValueError) as error:
-        load(path, kinds, **columns)
-    return str(error.value)
-
-
-def file(folder: Path, name: str, content: str | bytes) -> Path:
-    path = folder / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def lines(rows: list[dict[str, object]]) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def joined(part: Part) -> str:
-    return "".join(part.column("text"))
+def own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    yield from fresh_home(tmp_path_factory.mktemp("home"))
 
 
 # Running text
@@ -103,111 +72,6 @@ def test_bom_crlf_and_trailing_blank_lines_change_nothing(tmp_path: Path) -> Non
 
 def test_text_where_rows_are_wanted(tmp_path: Path) -> None:
     assert "running text" in refused(file(tmp_path, "a.txt", "some text\n"), (Rows,))
-
-
-# Refused
-
-
-@pytest.mark.parametrize("content", ["", "\n\n \n", b"\xef\xbb\xbf", gzip.compress(b"")])
-def test_an_empty_file(tmp_path: Path, content: str | bytes) -> None:
-    assert "is empty" in refused(file(tmp_path, "a.txt", content))
-
-
-def test_a_header_without_rows(tmp_path: Path) -> None:
-    assert "is empty" in refused(file(tmp_path, "a.csv", "text,label\n"))
-    assert "is empty" in refused(file(tmp_path, "a.json", "[]"))
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    assert "does not exist" in refused(tmp_path / "nowhere.txt")
-    assert "did you mean wikitext2" in refused(Path("wikitext2.txt"))
-
-
-@pytest.mark.parametrize(
-    "content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "text".encode("utf-16"), "caf\xe9 au lait\n".encode("latin-1") * 3, b"a" * 70_000 + b"\0"]
-)
-def test_a_binary_file(tmp_path: Path, content: bytes) -> None:
-    assert any(word in refused(file(tmp_path, "a.txt", content)) for word in ("binary", "UTF-16"))
-
-
-def test_a_folder_in_no_known_form(tmp_path: Path) -> None:
-    file(tmp_path, "a.txt", "text")
-    assert "no known form" in refused(tmp_path)
-
-
-@pytest.mark.parametrize("at", [0, 3, 5])
-def test_a_broken_json_line_is_numbered(tmp_path: Path, at: int) -> None:
-    rows = lines(LABELLED).splitlines()
-    rows[at] = rows[at][:-4]
-    message = refused(file(tmp_path, "a.jsonl", "\n".join(rows)))
-    assert f"line {at + 1} is no valid JSON" in message
-
-
-def test_a_json_line_that_is_no_object(tmp_path: Path) -> None:
-    assert "line 2: a row must be an object" in refused(file(tmp_path, "a.jsonl", '{"text": "a"}\n[1, 2]\n'))
-
-
-@pytest.mark.parametrize(
-    ("broken", "line"), [('[\n{"text": "a"},\n{"text": }\n]', 3), ('[\n{"text": "a"},\n{"text": "b"}\n', 4), ('[{"text": "a"}, 5]', 1)]
-)
-def test_a_broken_json_array_tells_the_line(tmp_path: Path, broken: str, line: int) -> None:
-    assert f"line {line}" in refused(file(tmp_path, "a.json", broken))
-
-
-def test_a_ragged_csv_tells_the_line(tmp_path: Path) -> None:
-    assert "line 3 has 3 fields, the first has 2" in refused(file(tmp_path, "a.csv", "text,label\na,1\nb,2,3\n"))
-
-
-def test_broken_archives_and_parquet(tmp_path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    whole = gzip.compress(os.urandom(1000).hex().encode() * 100)
-    assert "truncated gzip" in refused(file(tmp_path, "a.txt.gz", whole[: len(whole) // 2]))
-    pq.write_table(pa.Table.from_pylist(LABELLED), tmp_path / "whole.parquet")
-    assert "truncated Parquet" in refused(file(tmp_path, "a.parquet", (tmp_path / "whole.parquet").read_bytes()[:-20]))
-
-
-def test_columns_that_are_not_there(tmp_path: Path) -> None:
-    path = file(tmp_path, "a.jsonl", lines(LABELLED))
-    message = refused(path, text="sentence")
-    assert "no column sentence" in message and "text, label" in message
-    assert "did you mean label" in refused(path, labl="label")
-    assert "no text" in refused(path, text="label")
-
-
-def test_nothing_that_is_wanted_is_there(tmp_path: Path) -> None:
-    path = file(tmp_path, "a.jsonl", lines([{"x": i, "y2": i} for i in range(5)]))
-    message = refused(path)
-    assert "x, y2" in message and "--column" in message
-
-
-def test_one_row(tmp_path: Path) -> None:
-    assert "holds 1 row" in refused(file(tmp_path, "a.jsonl", lines(LABELLED[:1])))
-    assert "holds 1 row with text" in refused(file(tmp_path, "b.jsonl", lines([{"text": "a", "label": 0}, {"text": "", "label": 1}])))
-    assert "holds 1 row" in refused(file(tmp_path, "a.csv", "n,d,loss\n1,2,3\n"), (Table,))
-
-
-def test_only_one_label(tmp_path: Path) -> None:
-    assert "the label 'yes'" in refused(file(tmp_path, "a.jsonl", lines([row | {"label": "yes"} for row in LABELLED])))
-
-
-@pytest.mark.parametrize("hole", [None, math.nan, "", "NaN"])
-def test_missing_labels(tmp_path: Path, hole: object) -> None:
-    filled = "x" if isinstance(hole, str) else 1
-    rows = [row | {"label": hole if i == 3 else filled} for i, row in enumerate(LABELLED)]
-    rows[0]["label"] = "z" if isinstance(hole, str) else 0
-    message = refused(file(tmp_path, "a.jsonl", lines(rows)))
-    assert "missing or NaN in 1 of 6 rows, first in row 4" in message
-
-
-def test_missing_labels_in_a_csv(tmp_path: Path) -> None:
-    assert "first in row 2" in refused(file(tmp_path, "a.csv", "text,label\na a,1\nb b,nan\nc c,0\nd d,\n"))
-
-
-def test_labels_outside_the_choices(tmp_path: Path) -> None:
-    rows: list[dict[str, object]] = [{"question": f"q{i}", "choices": ["a", "b"], "label": i} for i in range(3)]
-    assert "row 3: label 2 is no index of its 2 choices" in refused(file(tmp_path, "a.jsonl", lines(rows)), label="label")
 
 
 # Forms
@@ -350,84 +214,6 @@ def test_the_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", offline)
     message = refused(Path("nobody/nothing"))
     assert "cannot be reached" in message and "sst2" in message
-
-
-# Roles
-
-
-@pytest.mark.parametrize(
-    ("row", "roles"),
-    [
-        ({"sentence": "a b", "label": 0}, {"text": "sentence", "label": "label"}),
-        ({"idx": 7, "review": "a b", "sentiment": "x"}, {"text": "review", "label": "sentiment"}),
-        ({"question": "a?", "answer": "b"}, {"prompt": "question", "answer": "answer"}),
-        ({"instruction": "do", "output": "done"}, {"prompt": "instruction", "answer": "output"}),
-        ({"ctx": "a", "endings": ["x", "y"], "label": 0}, {"prompt": "ctx", "choices": "endings", "label": "label"}),
-    ],
-)
-def test_roles_from_names(tmp_path: Path, row: dict[str, object], roles: dict[str, str]) -> None:
-    def other(value: object, i: int) -> object:
-        return i % 2 if isinstance(value, int) else f"{value} {i % 2}" if isinstance(value, str) and value == "x" else value
-
-    rows = [{name: other(value, i) if name != "question" else f"{value}{i}" for name, value in row.items()} for i in range(6)]
-    parts, heard = load(file(tmp_path, "a.jsonl", lines(rows)))
-    assert dict(parts[Rows].roles) == roles
-    assert all(f"{role}={name}" in heard for role, name in roles.items())
-    assert parts[Text].roles["text"] == roles.get("text", roles.get("prompt"))
-
-
-def test_roles_from_content_and_given(tmp_path: Path) -> None:
-    rows: list[dict[str, object]] = [{"aa": i % 3, "bb": f"some longer text {i}", "cc": f"k{i}"} for i in range(12)]
-    path = file(tmp_path, "a.jsonl", lines(rows))
-    assert dict(load(path, (Rows,))[0][Rows].roles) == {"text": "bb", "label": "aa"}
-    assert Rows not in load(path)[0]  # a column of few values makes no labelled rows where text is wanted as well
-    parts, heard = load(path, text="cc", label="aa")
-    assert dict(parts[Rows].roles) == {"text": "cc", "label": "aa"} and "columns taken" not in heard
-
-
-def test_a_label_whose_values_are_all_different_is_no_label(tmp_path: Path) -> None:
-    parts, _ = load(file(tmp_path, "a.jsonl", lines([{"text": f"t {i}", "label": f"a title {i}"} for i in range(9)])))
-    assert Rows not in parts and Text in parts
-
-
-def test_a_group_column_travels_along(tmp_path: Path) -> None:
-    rows = [row | {"author": i // 2} for i, row in enumerate(LABELLED)]
-    parts, _ = load(file(tmp_path, "a.jsonl", lines(rows)), group="author")
-    assert parts[Rows].roles["group"] == parts[Text].roles["group"] == "author"
-
-
-def test_empty_texts_are_left_out_aloud(tmp_path: Path) -> None:
-    rows = [*LABELLED, {"text": "", "label": 0}, {"text": None, "label": 1}, {"text": " \n\t", "label": 1}]
-    parts, heard = load(file(tmp_path, "a.jsonl", lines(rows)))
-    assert parts[Rows].dataset.to_list() == LABELLED
-    assert "3 of 9 rows are empty" in heard
-
-
-# Tables
-
-
-def table(parts: Split, role: str) -> list[float]:
-    return list(parts[Table].column(role))
-
-
-def test_scaling_tables_get_their_roles(tmp_path: Path) -> None:
-    content = "color,Model Size,Training FLOP,loss\n#fff,10,600,3.0\n#000,20,2400,2.5\n"
-    parts, heard = load(file(tmp_path, "a.csv", content), (Table,))
-    assert table(parts, "tokens") == [10.0, 20.0] and table(parts, "parameters") == [10, 20]
-    assert "tokens = compute / (6 parameters)" in heard and "parameters=Model Size" in heard
-
-
-@pytest.mark.parametrize("names", ["N,D,loss", "params,tokens,val_loss", "n_params,n_tokens,final loss", "Parameters,Training tokens,Loss"])
-def test_names_of_scaling_columns(tmp_path: Path, names: str) -> None:
-    parts, _ = load(file(tmp_path, "a.csv", f"{names}\n1,2,3.5\n2,3,3.0\n"), (Table,))
-    assert table(parts, "parameters") == [1, 2] and table(parts, "tokens") == [2, 3] and table(parts, "loss") == [3.5, 3.0]
-
-
-def test_tables_of_other_kinds_are_left_alone(tmp_path: Path) -> None:
-    parts, heard = load(file(tmp_path, "a.csv", "age,job\n31,baker\n44,cook\n"), (Table,))
-    assert parts[Table].dataset.to_list() == [{"age": 31, "job": "baker"}, {"age": 44, "job": "cook"}]
-    assert "columns taken" not in heard
-    assert "no numbers" in refused(tmp_path / "a.csv", (Table,), loss="job")
 
 
 # Size, cache, identity
