@@ -44,7 +44,7 @@ class PackedLinear(nn.Module):
         zero_OG = None
         if self.weight_zero_point is not None:
             groups = self.weight_scale.shape[1]
-            zero_OG = unpack(self.weight_zero_point, self.grid.bits, (self.out_features, groups), dim=0).contiguous()
+            zero_OG = unpack(self.weight_zero_point, self.grid.bits, (self.out_features, groups), dim=0)
         about = {"device": self.weight_scale.device, "dtype": self.weight_scale.dtype}
         dense = nn.utils.skip_init(nn.Linear, self.in_features, self.out_features, bias=self.bias is not None, **about)
         install(dense, Codes(self.grid, q_OI, self.weight_scale.detach(), zero_OG))

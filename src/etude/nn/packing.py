@@ -156,7 +156,9 @@ def pack(values: Int8[Tensor, "rows columns"], bits: int, dim: Literal[0, 1] = 1
 
 def unpack(words: Int32[Tensor, "rows columns"], bits: int, shape: tuple[int, int], dim: Literal[0, 1] = 1) -> Int[Tensor, "_rows _columns"]:
     """The inverse of `pack`."""
-    return unpack_from_int32(words, bits, torch.Size(shape), packed_dim=dim)
+    if dim == 0:  # turned here: the library fails on a transposed single row
+        return unpack(words.T.clone(memory_format=torch.contiguous_format), bits, (shape[1], shape[0])).T.contiguous()
+    return unpack_from_int32(words, bits, torch.Size(shape), packed_dim=1)
 
 
 def install(module: nn.Module, codes: Codes) -> None:

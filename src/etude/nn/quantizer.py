@@ -79,5 +79,7 @@ def _layer(model: nn.Module, name: str) -> nn.Module:
     except AttributeError:
         layer = None
     if layer is None or not is_linear(layer):
-        raise ValueError(f"{type(model).__name__} has no linear layer {name!r}, which quantization_config names: open the folder with the class it names")
+        raise ValueError(
+            f"{type(model).__name__} has no linear layer {name!r}, which quantization_config names: open the folder with the class it names"
+        )
     return layer

@@ -92,8 +92,13 @@ def _etude(codes: Mapping[str, Codes], ranks: Mapping[str, int]) -> dict[str, An
 
 
 def _stock(model: PreTrainedModel, codes: Mapping[str, Codes]) -> bool:
-    """Whether stock transformers reads these codes: Linear layers on one grid (it unpacks a zero point only while it loads, by one scheme)."""
-    return all(isinstance(model.get_submodule(name), nn.Linear) for name in codes) and len({own.grid for own in codes.values()}) <= 1
+    """Whether stock transformers reads these codes: Linear layers on one grid, since it unpacks zero points only while it loads, by one scheme.
+
+    It fails on the zero points of layers whose outputs fit one word.
+    """
+    linear = all(isinstance(model.get_submodule(name), nn.Linear) for name in codes)
+    readable = all(own.zero_OG is None or len(own.q_OI) * own.grid.bits > 32 for own in codes.values())
+    return linear and readable and len({own.grid for own in codes.values()}) <= 1
 
 
 def _compressed_tensors(model: PreTrainedModel, codes: Mapping[str, Codes]) -> dict[str, Any]:

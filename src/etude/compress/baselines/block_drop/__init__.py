@@ -119,9 +119,7 @@ def least_influential(influence_L: Float[Tensor, " L"], count: int, protect_firs
     """Indices of the `count` blocks with the lowest influence among those after the first `protect_first`."""
     removable = [l for l in influence_L.argsort().tolist() if l >= protect_first]
     if count > min(len(removable), len(influence_L) - 1):
-        raise ValueError(
-            f"cannot remove {count} of {len(influence_L)} blocks with the first {protect_first} protected: lower share or protect_first"
-        )
+        raise ValueError(f"cannot remove {count} of {len(influence_L)} blocks with the first {protect_first} protected: lower share or protect_first")
     return set(removable[:count])
 
 
