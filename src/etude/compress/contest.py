@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy as np
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from etude.compress import Compressor
 
 SHARES = (0.7, 0.1, 0.1, 0.1)  # train, validation, choice, test
 SETTINGS = {"tokens": 4096, "window": 512, "block": 128}
@@ -145,13 +144,13 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
         folder = run.path("model")
         config = json.loads((folder / "config.json").read_text())
         architecture = (config.get("architectures") or [config.get("model_type", "unknown")])[0]
-        card = folder / "README.md"
-        license_lines = [line.split(":", 1)[1].strip() for line in card.read_text().splitlines() if line.startswith("license:")] if card.exists() else []
+        card = (folder / "README.md").read_text().splitlines() if (folder / "README.md").exists() else []
+        licences = [line.partition(":")[2].strip() for line in card if line.startswith("license:")]
         return {
             "parameters": parameters(folder, config),
             "architecture": architecture,
             "grid": on_grid(folder),
-            "licence": license_lines[0] if license_lines else "not stated",
+            "licence": licences[0] if licences else "not stated",
         }
 
     def marks(self, facts: Mapping[str, Any], traits: tuple[str, ...]) -> str:

@@ -34,10 +34,11 @@ def shape(cls: type, contest: Contest[Any, Any]) -> Iterator[str]:
     if not dataclasses.is_dataclass(cls):
         yield f"{cls.__name__} is no dataclass: write @dataclass(frozen=True) above it, its fields are the options"
         return
-    if not getattr(cls, "__dataclass_params__").frozen:
+    if cls.__setattr__ is object.__setattr__:
         yield f"{cls.__name__} is not frozen: write @dataclass(frozen=True)"
     if not callable(getattr(cls, contest.verb, None)):
-        yield f"{cls.__name__} lacks the verb of {contest.family}: a method {contest.verb}(self, {'model' if contest.verb == 'compress' else 'subject'}, data)"
+        what = "model" if contest.verb == "compress" else "subject"
+        yield f"{cls.__name__} lacks the verb of {contest.family}: a method {contest.verb}(self, {what}, data)"
     without = [field.name for field in dataclasses.fields(cls) if field.default is field.default_factory is dataclasses.MISSING]
     if without:
         yield f"option {without[0]} has no default: every option needs one"

@@ -102,8 +102,7 @@ def save_splits(
             if len(part) == 0:
                 raise ValueError(f"the {name} part would be empty: the data holds {sizes(parts)}; bring more")
     return {
-        name: store_folder(piece.save, digest_json([*key, name, sources_of[name], "whole" if whole else "split"]))
-        for name, piece in splits.items()
+        name: store_folder(piece.save, digest_json([*key, name, sources_of[name], "whole" if whole else "split"])) for name, piece in splits.items()
     }
 
 
@@ -123,5 +122,3 @@ def adopt(folder: Path) -> str:
         link.symlink_to(folder.resolve())
         os.replace(link, target)
     return digest
-
-

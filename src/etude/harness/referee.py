@@ -42,9 +42,7 @@ class Measured:
 class Referee:
     """Runs a contest's steps through the runner and remembers what came out."""
 
-    def __init__(
-        self, request: Request, contest: Contest[Any, Any], inputs: Inputs, runner: Runner, progress: Progress | None
-    ) -> None:
+    def __init__(self, request: Request, contest: Contest[Any, Any], inputs: Inputs, runner: Runner, progress: Progress | None) -> None:
         self.request, self.contest, self.inputs, self.runner, self.progress = request, contest, inputs, runner, progress
         self.dtype = request.dtype or default_dtype()
         self.machine = machine()

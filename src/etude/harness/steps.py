@@ -145,4 +145,3 @@ def samples(run: Run, folder: Path | None) -> dict[str, Any]:
 def of_metrics(value: dict[str, Any]) -> Metrics:
     """The metrics in a step's JSON."""
     return Metrics.from_json(value["metrics"])
-

@@ -268,7 +268,7 @@ def score_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pr
 
 
 def _encoded_pair(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, limit: int) -> tuple[list[int], list[int]]:
-    """Prompt and answer ids of one joint encoding; the prompt's trailing spaces belong to the answer, and its start is cut where both are too long."""
+    """Prompt and answer ids of one joint encoding: trailing spaces of the prompt belong to the answer, its start is cut where both are too long."""
     bare = prompt.rstrip(" ")
     answer = prompt[len(bare) :] + answer
     start = [] if bare else [token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id) if token is not None][:1]

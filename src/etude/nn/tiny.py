@@ -48,9 +48,7 @@ def tiny_llama(layers: int = 4, width: int = 64, context: int = 512) -> LlamaFor
 def tiny_gpt2(layers: int = 4, width: int = 64, context: int = 512) -> GPT2LMHeadModel:
     """A GPT-2 (Conv1D layers, learned positions) of random weights."""
     torch.manual_seed(0)
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_embd=width, n_layer=layers, n_head=4, n_positions=context, bos_token_id=None, eos_token_id=None
-    )
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=width, n_layer=layers, n_head=4, n_positions=context, bos_token_id=None, eos_token_id=None)
     return GPT2LMHeadModel(config).eval()
 
 

@@ -142,7 +142,7 @@ def test_an_empty_draw_is_refused():
 
 
 def test_codes_of_a_weight_on_the_grid_are_its_own():
-    weight, moment = layer(5)
+    weight, _ = layer(5)
     once = round_to_nearest(weight, Grid(4, 32))
     again = encode(once.dense(), once.scale_OG, once.zero_OG, once.grid)
     assert torch.equal(again.q_OI, once.q_OI)

@@ -72,7 +72,10 @@ def test_a_group_that_does_not_divide_gives_way_aloud_or_is_refused():
 def test_points_are_8_and_4_bits_as_far_as_they_meet_the_budget():
     model = tiny_llama()
     size = float(sum(weight.nbytes for weight in model.parameters()))
-    bits = lambda share: [point.bits for point in RoundToNearest().points(Budget("bytes", share * size, size), model)]
+
+    def bits(share):
+        return [point.bits for point in RoundToNearest().points(Budget("bytes", share * size, size), model)]
+
     assert bits(1.0) == [8, 4] and bits(0.5) == [8, 4] and bits(0.3) == [4] and bits(0.01) == [4]
     assert [point.bits for point in RoundToNearest().points(Budget("seconds", 1.0, 2.0), model)] == [8, 4]
 
