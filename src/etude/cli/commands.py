@@ -44,7 +44,7 @@ class Outcome:
     @property
     def report(self) -> Path:
         """The page to open: report.html of a contest, the card of what was applied."""
-        return self.out / ("report.html" if "contest" in self.results else "README.md")
+        return self.out / ("report.html" if self.results.get("contest") else "README.md")
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -251,19 +251,19 @@ def summary(about: Mapping[str, Any], out: Path) -> dict[str, Any]:
     results, contender = about.get("results") or {}, about.get("contender") or {}
     entry = about.get("entry") or catalogue.entries().get(catalogue.parse(str(contender.get("name", "")))[0])
     told = about.get("about") or {}
+    model = dict(results.get("model") or dict(told.get("model") or {}) | dict(about.get("facts") or {}))
     return {
         "name": contender.get("name") or (entry.name if entry else ""),
         "title": contender.get("title") or (entry.title if entry else ""),
         "paper": contender.get("paper") or (entry.paper if entry else ""),
         "licence": contender.get("licence") or (entry.licence if entry else ""),
         "options": about.get("options") or {},
-        "model": dict(results.get("model") or dict(told.get("model") or {}) | dict(about.get("facts") or {})),
+        "model": model if model.get("name") else {},
         "data": {key: value for key, value in dict(results.get("data") or told.get("data") or {}).items() if key != "notes"},
         "describe": dict(about.get("describe") or {}),
         "measured": dict(contender.get("summary") or {}),
         "axes": results.get("axes") or {},
         "quality": results.get("quality"),
-        "contest": None,
         "wall": about.get("wall", contender.get("wall")),
         "memory": _peak(about.get("memory", contender.get("memory"))),
         "tuning": about.get("tuning") or contender.get("tuning") or [],

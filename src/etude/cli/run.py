@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def compare(options: argparse.Namespace, out: Output, words: list[str]) -> int:
         if not progress.fresh:
             out.say("Nothing was left to do: every run of this contest is in the store.")
         for line in ("", *table_lines(results, out.width), "", *recommendation_lines(results, out.width), "", f"report: {outcome.report}"):
-            out.say(line)
+            out.say(line.replace("--from results.json", f"--from {shlex.quote(str(outcome.out / 'results.json'))}"))
     return 1 if results.get("failures") else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from pathlib import PurePath
 from typing import Any
 
 from etude.harness.display import plain, shown
@@ -22,8 +23,14 @@ def card(done: Mapping[str, Any]) -> str:
 
 
 def model_name(done: Mapping[str, Any]) -> str:
-    """What it was made from; the data where there was no model."""
-    return str((done.get("model") or {}).get("name") or (done.get("data") or {}).get("name") or "result")
+    """What it was made from; the data where there was no model. Of a path only its end: the rest is nobody's business."""
+    return named((done.get("model") or {}).get("name") or (done.get("data") or {}).get("name") or "result")
+
+
+def named(name: object) -> str:
+    """A hub or embedded name as it is, a path by its last part."""
+    text = str(name)
+    return PurePath(text).name if text.startswith(("/", "~", "./", "../")) else text
 
 
 def front(done: Mapping[str, Any]) -> str:
@@ -68,13 +75,13 @@ def facts(done: Mapping[str, Any]) -> list[str]:
     lines = [f"options: `{json.dumps(done.get('options') or {}, ensure_ascii=False)}`"]
     if model:
         known = [f"{key} {plain(model[key])}" for key in ("architecture", "parameters") if model.get(key)]
-        lines.append(f"model: {plain(model.get('name'))}{' (' + ', '.join(known) + ')' if known else ''}, digest `{str(model.get('digest'))[:16]}`")
+        lines.append(
+            f"model: {plain(named(model.get('name')))}{' (' + ', '.join(known) + ')' if known else ''}, digest `{str(model.get('digest'))[:16]}`"
+        )
     if model.get("grid"):
         lines.append(f"the model's weights lay on a quantisation grid already ({plain(model['grid'])}): read its numbers with care")
     if data:
-        lines.append(
-            f"data: {plain(data.get('name'))}, digest `{str(data.get('digest'))[:16]}`; none of its text is in this folder unless the weights hold it"
-        )
+        lines.append(f"data: {plain(named(data.get('name')))}, digest `{str(data.get('digest'))[:16]}`")
     return lines
 
 
