@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 from etude.data.cache import artifact
@@ -54,6 +55,7 @@ class Referee:
         self.remembered: dict[str, str] = {}  # held-out part -> digest of what the reference said
         self.reference: dict[str, Metrics] = {}
         self.measured_module = f"etude.{contest.family}.contest"
+        self.closure = cache(closure)  # once a contest: sources that are edited meanwhile belong to the next one
 
     def run(self, step: str, entrant: Entrant | None = None, inputs: Iterable[tuple[str, str]] = (), seed: int = 0, **settings: Any) -> Run:
         """The identity of one step."""
@@ -70,7 +72,7 @@ class Referee:
             device=self.request.device,
             dtype=self.dtype,
             inputs=tuple(sorted([*inputs, *(entrant.inputs if entrant else ())])),
-            closure=closure(modules),
+            closure=self.closure(tuple(modules)),
         )
 
     def single(self, run: Run, makes: bool = False, alone: bool = False) -> Record:
