@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Rows = NDArray[np.int64]  # positions in a table
 
 # Normalised column names (lower case, letters and digits only), most telling first.
 NAMES = {
@@ -139,7 +140,7 @@ def size_slope(runs: Runs) -> tuple[float, float]:
     return float(theta[1]), float(np.sqrt(spread * np.linalg.pinv(x.T @ x)[1, 1]))
 
 
-def clusters(values: Array, gap: float = 0.01) -> list[Array]:
+def clusters(values: Array, gap: float = 0.01) -> list[Rows]:
     """Positions of values grouped where neighbours differ by less than the share `gap`, in ascending order."""
     order = np.argsort(values, kind="stable")
     cuts = np.flatnonzero(np.diff(np.log(values[order])) > gap) + 1

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
 from etude.study._robust import bootstrap_weights
-from etude.study._runs import Array, Runs, clusters
+from etude.study._runs import Array, Rows, Runs, clusters
 from etude.study.chinchilla.law import FRONTIER, Frontier
 
 SAME_SIZE = 0.04  # sizes read off a plot differ by less than this share
@@ -52,7 +53,7 @@ def envelope(runs: Runs, curves: Sequence[str], grid: int = 1500) -> Points:
     return Points(np.exp(at[inner]), sizes[best][inner], np.exp(losses.min(0)[inner]), notes)
 
 
-def isoflop(runs: Runs, groups: Sequence[Array], weights: Array | None = None) -> Points:
+def isoflop(runs: Runs, groups: Sequence[Rows], weights: Array | None = None) -> Points:
     """Approach 2: a parabola of loss in ln N at each budget; its vertex is the optimal size.
 
     A vertex outside the sampled sizes, or a parabola that opens downwards, is left out and noted.
@@ -79,7 +80,7 @@ def isoflop(runs: Runs, groups: Sequence[Array], weights: Array | None = None) -
     return Points(*np.array(found).T, tuple(notes))
 
 
-def budgets_of(runs: Runs, nominal: Sequence[float] = (), least: int = 4) -> list[Array]:
+def budgets_of(runs: Runs, nominal: Sequence[float] = (), least: int = 4) -> list[Rows]:
     """IsoFLOP groups: rows within 15 % of a nominal budget, or, when none are named, of the densest compute values in turn."""
     logs, radius = np.log(runs.compute), np.log1p(SAME_BUDGET)
     if nominal:
@@ -168,7 +169,7 @@ def _curves(runs: Runs, curves: Sequence[str]) -> list[tuple[Array, float, Array
     return out
 
 
-def _inside(losses: Array, sizes: Array) -> Array:
+def _inside(losses: Array, sizes: Array) -> NDArray[np.bool_]:
     """Where the best curve has both a smaller and a larger model that was trained as far."""
     best, there = np.argmin(losses, 0), np.isfinite(losses)
     mine = sizes[best]

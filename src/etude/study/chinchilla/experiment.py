@@ -18,7 +18,7 @@ from etude.harness.verdict import above, all_of, below, contains, exact, log_rat
 from etude.measure.contract import Items, Metrics
 from etude.study._law import Law
 from etude.study._robust import bootstrap_weights, huber, minimise
-from etude.study._runs import Array, Runs, read
+from etude.study._runs import Array, Rows, Runs, read
 from etude.study._synthetic import csv_text, isoflop_table
 from etude.study.baselines.kaplan import Kaplan
 from etude.study.baselines.power_law import PowerLaw
@@ -180,7 +180,7 @@ def rows_of(metrics: Metrics) -> Runs:
     return Runs(*(np.array(items[name].top) for name in items), run=items["loss"].ids)
 
 
-def isoflop_groups(runs: Runs) -> list[Array]:
+def isoflop_groups(runs: Runs) -> list[Rows]:
     """Rows within 15 % of one of the budgets of either scale."""
     groups = budgets_of(runs, BUDGETS)
     return groups if len(np.unique(np.concatenate(groups))) == len(runs) else budgets_of(runs, SYNTHETIC.budgets)

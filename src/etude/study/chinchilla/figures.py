@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from etude.measure.contract import Items, Metrics, number
-from etude.study._runs import Array, Runs
+from etude.study._runs import Rows, Runs
 from etude.study.chinchilla.approaches import fit_frontier, isoflop
 
 Recorded = Mapping[tuple[str, int], Metrics]
@@ -30,7 +30,7 @@ def by_cut(runs: Recorded, arms: Sequence[str], limit: float) -> Any:
     return figure
 
 
-def parabolas(runs: Runs, groups_of: Callable[[Runs], list[Array]]) -> Any:
+def parabolas(runs: Runs, groups_of: Callable[[Runs], list[Rows]]) -> Any:
     """Loss against size at each budget with its parabola, and the line through the vertices."""
     from matplotlib.figure import Figure
 

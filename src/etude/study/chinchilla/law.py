@@ -121,7 +121,9 @@ class ChinchillaLaw(Law):
         """Tokens for `loss` at each size; infinite where the size is too small."""
         p = self.parameters
         room = loss - p["E"] - p["A"] * np.asarray(parameters, float) ** -p["alpha"]
-        return np.where(room > 0, (p["B"] / np.maximum(room, 1e-300)) ** (1 / p["beta"]), np.inf)
+        tokens = np.full_like(room, np.inf)
+        tokens[room > 0] = (p["B"] / room[room > 0]) ** (1 / p["beta"])
+        return tokens
 
     def penalty(self, compute: float, times: float) -> float:
         """Compute that a model `times` too large (below 1: too small) needs for the optimum's loss, as a multiple of `compute`."""

@@ -6,14 +6,14 @@ takes most of the correlation between a and alpha away. Dimensions: S starts or 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import combinations, product
 
 import numpy as np
 
 from etude.study._robust import Model, bootstrap_weights, huber, minimise
-from etude.study._runs import Array, Runs
+from etude.study._runs import Array, Rows, Runs
 
 NAMES = ("E", "A", "B", "alpha", "beta")
 FORMULA = "E + A / N**alpha + B / D**beta"
@@ -43,7 +43,7 @@ class Fit:
 def lse_model(u: Array, v: Array) -> Model:
     """ln L and its derivatives by theta (eq. 3 of the paper); never overflows, however large a is."""
 
-    def model(theta: Array) -> tuple[Array, Array, object]:
+    def model(theta: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
         a, alpha, b, beta, e = (theta[:, k, None] for k in range(5))
         terms = np.stack(np.broadcast_arrays(a - alpha * u, b - beta * v, e), 0)
         top = terms.max(0)
@@ -173,7 +173,7 @@ def _best(theta: Array, reached: Array, runs: Runs) -> Fit:
     return Fit(constants, float(reached[at]), theta[at], len(theta), share)
 
 
-def _local_minima(values: Array, count: int) -> Array:
+def _local_minima(values: Array, count: int) -> Rows:
     """Flat positions of the lowest nodes, those that no neighbour undercuts first."""
     padded = np.pad(values, 1, constant_values=np.inf)
     k, m = values.shape

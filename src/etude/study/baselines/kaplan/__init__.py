@@ -11,6 +11,7 @@ Use it as the historical yardstick. Not for extrapolating towards the entropy of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Self
@@ -72,7 +73,7 @@ class Kaplan:
 def bracket(u: Array, v: Array) -> Model:
     """ln L = q LSE(n - s u, d - v) with theta = (n, s, d, q), and its derivatives."""
 
-    def model(theta: Array) -> tuple[Array, Array, object]:
+    def model(theta: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
         n, s, d, q = (theta[:, k, None] for k in range(4))
         left, right = np.broadcast_arrays(n - s * u, d - v)
         total = np.logaddexp(left, right)

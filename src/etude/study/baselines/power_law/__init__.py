@@ -12,6 +12,7 @@ trade-off between N and D it has no optimum at all.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -73,7 +74,7 @@ class PowerLaw:
 def linear(design: Array) -> Model:
     """design @ theta, whose second derivatives vanish."""
 
-    def model(theta: Array) -> tuple[Array, Array, object]:
+    def model(theta: Array) -> tuple[Array, Array, Callable[[Array], Array]]:
         width = theta.shape[1]
         return theta @ design.T, np.broadcast_to(design, (len(theta), *design.shape)), lambda psi: np.zeros((len(psi), width, width))
 
