@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
@@ -26,12 +26,14 @@ from etude.compress.laser.world import World, ask
 from etude.data.assets import model_folder
 from etude.data.contract import Budget, Data, Split, Text
 from etude.data.corpora import PUBLIC, fetch
-from etude.harness.contract import Run
 from etude.measure.contract import Items, Metrics
 from etude.measure.cost import folder_bytes
 from etude.measure.quality import bits_per_byte
 from etude.nn.saving import save
 from etude.nn.tiny import byte_tokenizer, tiny_llama, tiny_text
+
+if TYPE_CHECKING:
+    from etude.harness.contract import Run
 
 
 @dataclass(frozen=True)
