@@ -1,26 +1,21 @@
-"""The family's verb: fit a law to a table of training runs."""
+"""The family's verb for tables of runs: find the law that the larger runs will follow."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from etude.data.contract import Budget, Data, Table
+    from etude.study._law import Law
 
 
-class Law(Protocol):
-    """A fitted law: predicts the loss of a run from its parameters and tokens."""
+class Fits(Protocol):
+    """A contender that fits laws."""
 
-    def predict(self, parameters: np.ndarray, tokens: np.ndarray) -> np.ndarray: ...
-    def save(self, folder: Path) -> None: ...
-    def plot(self) -> Any: ...
+    def points(self, budget: Budget, subject: Table) -> list[Self]:
+        """Operating points for a budget on this table, around the options the user set."""
+        ...
 
-
-class Fitter(Protocol):
-    """A study contender."""
-
-    def points(self, budget: Budget, subject: Table) -> list[Self]: ...
-    def fit(self, table: Table, data: Data | None = None) -> Law: ...
+    def fit(self, table: Any, data: Data | None) -> Law:
+        """The law of a table of runs; a `Law(formula, constants)` is enough."""
+        ...

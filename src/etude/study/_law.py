@@ -8,7 +8,7 @@ import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -24,12 +24,6 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.UAdd: operator.pos,
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {"log": np.log, "exp": np.exp, "minimum": np.minimum, "maximum": np.maximum}
-
-
-class Fits(Protocol):
-    """The family's verb for tables: a table of runs in, a law out."""
-
-    def fit(self, table: Any, data: Any) -> Law: ...
 
 
 @dataclass(frozen=True)
