@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -13,6 +14,7 @@ from etude.data.contract import Data, Journal, Rows, Text
 from etude.measure.contract import number
 from etude.measure.quality import answer_nll, bits_per_byte, score_answers
 
+log = logging.getLogger(__name__)
 Score = Callable[[PreTrainedModel], float]
 SINGLES = 0.75  # share of the trials for single interventions when they are composed afterwards
 FEW = 32  # up to this many different answers are taken as labels to choose from
@@ -54,7 +56,7 @@ def _coprime(width: int) -> int:
 def search(
     model: PreTrainedModel, grid: Sequence[Intervention], score: Score, journal: Journal, trials: int = 16, compose: bool = True
 ) -> list[Intervention]:
-    """The interventions with the lowest score found; none where nothing beats the untouched model. The model is left bit-equal.
+    """The interventions with the lowest score found; none where nothing beats the untouched model, which is left bit-equal. Every trial is logged.
 
     Args:
         grid: single interventions in the order in which they are tried.
@@ -69,7 +71,9 @@ def search(
             with intervened(model, chosen):
                 return score(model)
 
-        return journal.once({"interventions": [[each.name, each.rho] for each in chosen]}, run)
+        value = journal.once({"interventions": [[each.name, each.rho] for each in chosen]}, run)
+        log.info("%s: %.4f", " + ".join(f"{each.name} at rho {each.rho:g}" for each in chosen) or "untouched", value)
+        return value
 
     best, chosen = tried(()), list[Intervention]()
     singles = grid[: max(1, round(SINGLES * trials)) if compose else trials]
