@@ -92,7 +92,7 @@ def run_contest(referee: Referee, entrants: list[Entrant], say: Say) -> dict[str
         if good:
             referee.time(entrant, good[0], held_out)
     known = [*referee.inputs.pick("train"), ("held_out", referee.inputs.digests[held_out])]
-    floor = referee.single(referee.run("floor", inputs=known)).value["floor"]
+    floor = None if referee.inputs.metric else float(referee.single(referee.run("floor", inputs=known)).value["floor"])
     spoken = samples(referee, entrants, seeds, held_out) if request.with_samples else None
     results = assemble(referee, entrants, tried, seeds, again, floor, spoken)
     results["recommendation"] = recommend(results)

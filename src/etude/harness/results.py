@@ -21,7 +21,7 @@ def assemble(
     tried: dict[str, list[Measured]],
     seeds: dict[str, list[Measured]],
     again: Measured,
-    floor: float,
+    floor: float | None,
     samples: dict[str, list[str]] | None,
 ) -> dict[str, Any]:
     """Everything that was done and found, but the recommendation, as plain JSON."""
@@ -57,7 +57,10 @@ def assemble(
         "contenders": contenders,
         "reference": reference.label,
         "noise": noise,
-        "floor": {"value": floor, "what": f"what a model that knows nothing reaches in {quality}"},
+        "floor": {
+            "value": floor,
+            "what": f"what a model that knows nothing reaches in {quality}" if floor is not None else "unknown for a metric of your own",
+        },
         "openings": 0 if request.dev else 1,
         "failures": failures,
     }
