@@ -51,9 +51,15 @@ def request_(tmp_path_factory):
     (room / "my_file.py").write_text(METHOD)
     brought = planted.plant(room, steps=60)
     return Request(
-        out=room / "out", names=("untouched",), family="compress", with_file=f"{room / 'my_file.py'}:Halve", without=WITHOUT, brought=brought, seeds=1,
+        out=room / "out",
+        names=("untouched",),
+        family="compress",
+        with_file=f"{room / 'my_file.py'}:Halve",
+        without=WITHOUT,
+        brought=brought,
+        seeds=1,
         dtype="float32",
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
