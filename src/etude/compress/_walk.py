@@ -54,7 +54,7 @@ def by_block(model: PreTrainedModel, batches: Iterable[Batch], change: Callable[
             ]
             moments = watch.stop()
             change(moments)
-            if through_changed:
+            if through_changed and l + 1 < len(blocks):
                 after = [_output(block, state, arguments[alike[l]]) for state, (_, arguments) in zip(hidden, starts, strict=True)]
             hidden = after
 

@@ -1,8 +1,11 @@
 """The quantizer `etude`: how transformers reads shapes that a configuration cannot express (`etude.nn.hosts` registers it).
 
-config.json then holds `"quantization_config": {"quant_method": "etude", "factors": {module: rank}, "packed": {module: {bits, group, symmetric}}}`,
-and the named layers are replaced on the meta device before the weights arrive; packed ones become dense again, codes kept, once they are read.
-This module is read while transformers itself is still being imported, so it imports only what stands by then.
+config.json then holds under `quantization_config`
+
+    {"quant_method": "etude", "factors": {module: rank}, "packed": {module: {"bits", "group", "symmetric"}}}
+
+and the named layers are replaced on the meta device before the weights arrive; packed ones become dense again, codes kept, once they are
+read. This module is read while transformers itself is still being imported, so it imports only what stands by then.
 """
 
 from __future__ import annotations
