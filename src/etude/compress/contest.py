@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 SHARES = (0.7, 0.1, 0.1, 0.1)  # train, validation, choice, test
+ROTATED = ("smollm2-rotated",)  # embedded models off their grid: a rotation moves the grid's rounding noise, it does not remove it
 SETTINGS = {"tokens": 4096, "window": 512, "block": 128}
 
 
@@ -156,7 +157,7 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
     def marks(self, facts: Mapping[str, Any], traits: tuple[str, ...]) -> str:
         if facts.get("grid") and "quantises" in traits:
             return f"the model's weights already lie on a quantisation grid ({facts['grid']}), so that quantising costs less than on a float model"
-        if (facts.get("grid") or facts.get("rotated")) and "low rank" in traits:
+        if (facts.get("grid") or facts.get("name") in ROTATED) and "low rank" in traits:
             return "the model's weights carry the rounding noise of a quantisation grid, which low rank may strip"
         return ""
 

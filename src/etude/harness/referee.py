@@ -85,7 +85,8 @@ class Referee:
     def study_subject(self) -> None:
         """What there is to know of the subject before anything is planned."""
         value = self.single(self.run("facts", inputs=self.inputs.pick("model", "train", "choice", "test"))).value
-        self.facts, self.reference_cost = value["facts"], value["reference_cost"]
+        name = self.inputs.about.get("model", {}).get("name", "")
+        self.facts, self.reference_cost = value["facts"] | {"name": name}, value["reference_cost"]
 
     def points(self, entrants: list[Entrant]) -> None:
         """Ask every contender for its operating points."""
