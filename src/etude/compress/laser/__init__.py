@@ -18,7 +18,8 @@ Use it when you have one narrow task with a few hundred labelled rows and no mea
 Not to make a model small: over all MLP matrices it loses far more per byte than 8- or 4-bit weights or dropped blocks do, and a matrix only
 shrinks where \(r (m + n) < m n\). Not for general text (it gets slightly worse), not without validation rows of the very task (improvements do
 not transfer, and with hundreds of settings to choose from a few rows choose noise), and not beside quantised weights on the same grid: on them
-low rank may only strip rounding noise. Fused attention projections (GPT-2, GPT-NeoX) are reduced as one matrix, type `qkv`.
+low rank may only strip rounding noise. Be slow to credit the rank: random noise of the same norm, whose place is searched for as freely, can help
+as much (the étude prints it). Fused attention projections (GPT-2, GPT-NeoX) are reduced as one matrix, type `qkv`.
 
     >>> from etude.compress.laser import Laser
     >>> model = Laser(module="out", layers=(27,), rho=0.01).compress(model, data)    # one intervention, in place

@@ -139,9 +139,9 @@ def answers(kinds: tuple[str, ...], run: Run, scale: Scale) -> Metrics:
 
 
 def at_layer(layer: int | None, run: Run, scale: Scale) -> Metrics:
-    """Nats of the capitals with each matrix of one layer reduced in turn; only down_proj and o are kept fact by fact."""
+    """Nats of all facts with each matrix of one layer reduced in turn; only down_proj and o are kept fact by fact."""
     model, tokenizer = load_model(scale.model, run)
-    asked = sweep.questions(scale.facts, ("capital",))
+    asked = sweep.questions(scale.facts)
     facts = range(len(asked))
     if layer is None:
         return Metrics(nll=sweep.answered(model, tokenizer, asked, sweep.Setting("untouched")).nll(facts))
@@ -157,7 +157,7 @@ WORLD_RHOS = (0.9, 0.8, 0.6, 0.4, 0.2, 0.1)
 
 
 def in_world(arm: str, run: Run, scale: Scale) -> Metrics:
-    """The best setting on half of the facts, read on the other half by thirds of frequency."""
+    """The best intervention on half of the facts, even where none helps, read on the other half by thirds of frequency."""
     world, model = World(subjects=scale.world, seed=run.seed), LlamaForCausalLM.from_pretrained(run.path("seed")).eval()
     shown = json.loads((run.path("seed") / "shown.json").read_text())
     names = world.names()
@@ -172,10 +172,9 @@ def in_world(arm: str, run: Run, scale: Scale) -> Metrics:
     def validated(setting: sweep.Setting) -> float:
         return statistics.fmean(value for name, value in asked(setting)[0].items() if name in validation)
 
-    untouched = sweep.Setting("untouched")
     grid = [sweep.Setting("laser", matrix.name, rho) for matrix in matrices(model, "mlp") for rho in WORLD_RHOS]
-    picked = untouched if arm == "untouched" else min([untouched, *grid], key=validated)
-    if arm == "noise" and picked.kind == "laser":
+    picked = sweep.Setting("untouched") if arm == "untouched" else min(grid, key=validated)
+    if arm == "noise":
         picked = min([sweep.Setting("noise", picked.name, picked.rho, seed) for seed in range(3)], key=validated)
     nats, hits = asked(picked)
     edges = [place * len(held_out) // 3 for place in range(4)]

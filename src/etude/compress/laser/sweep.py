@@ -85,9 +85,9 @@ class Questions:
         return sorted(order[: len(order) // 2]), sorted(order[len(order) // 2 :])
 
 
-def questions(most: int | None, names: Sequence[str] = ("capital", "currency")) -> Questions:
-    """These relations, the first `most` facts of each."""
-    return Questions(tuple(relation(name, most) for name in names))
+def questions(most: int | None) -> Questions:
+    """Capitals and currencies, the first `most` of each."""
+    return Questions((relation("capital", most), relation("currency", most)))
 
 
 def settings(model: PreTrainedModel, module: str, layers: tuple[int, ...], rhos: tuple[float, ...], ablations: Sequence[str]) -> list[Setting]:
