@@ -7,6 +7,7 @@ world takes the best intervention even where none helps. Cut at the desk: fitted
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -35,7 +36,7 @@ DESK = Scale(
     triples=40000,
     steps=3000,
     rotated="smollm2-rotated",
-    share=0.63,
+    share=0.71,
     tokens=8192,
 )
 SCALES = {
@@ -208,8 +209,13 @@ class Frequency(Experiment[Scale]):
 
 
 def worse(model: str, than: str) -> Callable[[Arms], float]:
-    """Bits per byte that LASER costs beyond another compressor."""
-    return lambda m: m[f"{model}/laser"].bits_per_byte - m[f"{model}/{than}"].bits_per_byte
+    """Bits per byte that LASER costs beyond another compressor; not defined where it has fewer bytes than that one."""
+
+    def value(m: Arms) -> float:
+        ours, theirs = m[f"{model}/laser"], m[f"{model}/{than}"]
+        return ours.bits_per_byte - theirs.bits_per_byte if ours.bytes >= theirs.bytes else math.nan
+
+    return value
 
 
 class Size(Experiment[Scale]):
@@ -217,11 +223,11 @@ class Size(Experiment[Scale]):
 
     deterministic = True
     claims = (
-        Claim("no free compressor: LASER over all layers costs more bits per byte than 8-bit rounding of as many bytes (off the grid)",
+        Claim("no free compressor: LASER over all layers costs more bits per byte than 8-bit rounding of no more bytes (off the grid)",
               worse("rotated", "8bit"), above(0), over="blocks", row="4"),
-        Claim("it costs more than 4-bit rounding, which is smaller (off the grid)", worse("rotated", "4bit"), above(0), over="blocks", row="4"),
-        Claim("it costs more than blocks dropped to as many bytes (off the grid)", worse("rotated", "block_drop"), above(0), over="blocks", row="4"),
-        Claim("it costs more than blocks dropped to as many bytes (raw weights)", worse("raw", "block_drop"), above(0), over="blocks", row="4"),
+        Claim("it costs more than 4-bit rounding of no more bytes (off the grid)", worse("rotated", "4bit"), above(0), over="blocks", row="4"),
+        Claim("it costs more than blocks dropped to no more bytes (off the grid)", worse("rotated", "block_drop"), above(0), over="blocks", row="4"),
+        Claim("it costs more than blocks dropped to no more bytes (raw weights)", worse("raw", "block_drop"), above(0), over="blocks", row="4"),
     )  # fmt: skip
     scales = SCALES
 
