@@ -57,11 +57,10 @@ def compete(request: Request, say: Say, progress: Progress | None = None) -> dic
 def run_contest(referee: Referee, entrants: list[Entrant], say: Say) -> dict[str, Any]:
     """Points on the choice part, the chosen ones on the test part over seeds, then what is timed."""
     request, reference = referee.request, entrants[0]
+    referee.recall_reference(reference, "choice")
     first = referee.measure([(reference, reference.options, CHOOSING)], "choice")[0]
     if first.error:
         raise ValueError(f"the reference {reference.label} failed, so that nothing can be compared: {first.error}")
-    referee.recall_reference(reference, "choice")
-    first = referee.measure([(reference, reference.options, CHOOSING)], "choice")[0]
     referee.reference["choice"] = first.metrics
     referee.points(entrants)
     wanted = [(entrant, options, CHOOSING) for entrant in entrants for options in entrant.points]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from etude.data.cache import artifact
+from etude.data.cache import artifact, remove
 from etude.harness.closure import closure
 from etude.harness.contract import Contest, Run
 from etude.harness.inputs import Inputs
@@ -162,9 +162,12 @@ class Referee:
 
     def recall_reference(self, entrant: Entrant, held_out: str) -> None:
         """Build the reference once and write down what later measurements want to know of it."""
-        built = self.single(self.build_run(entrant, entrant.options, CHOOSING), makes=True)
-        inputs = [("built", built.artifact or ""), ("held_out", self.inputs.digests[held_out])]
-        self.remembered[held_out] = self.single(self.run("remember", entrant, inputs), makes=True).artifact or ""
+        try:
+            built = self.single(self.build_run(entrant, entrant.options, CHOOSING), makes=True)
+            inputs = [("built", built.artifact or ""), ("held_out", self.inputs.digests[held_out])]
+            self.remembered[held_out] = self.single(self.run("remember", entrant, inputs), makes=True).artifact or ""
+        except ValueError as error:
+            raise ValueError(f"the reference {entrant.label} failed, so that nothing can be compared: {error}") from error
 
     def time(self, entrant: Entrant, measured: Measured, held_out: str) -> None:
         """Add what is timed, alone on this machine."""
@@ -223,8 +226,6 @@ class Referee:
 
     def release(self, measured: Iterable[Measured], keep: set[str]) -> None:
         """Remove built folders that nothing will need: they can be built again."""
-        from etude.data.cache import remove
-
         for one in measured:
             if one.built and one.built not in keep and artifact(one.built).is_dir():
                 remove(artifact(one.built))

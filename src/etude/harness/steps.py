@@ -12,7 +12,7 @@ from etude import catalogue
 from etude.data.cache import home
 from etude.data.contract import Budget, Journal, Split
 from etude.harness.contract import Contest, Run
-from etude.measure.contract import Items, Metrics
+from etude.measure.contract import Items
 
 
 def contest_of(run: Run) -> Contest[Any, Any]:
@@ -140,8 +140,3 @@ def floor(run: Run, folder: Path | None) -> dict[str, Any]:
 def samples(run: Run, folder: Path | None) -> dict[str, Any]:
     """Two short samples for the report."""
     return {"samples": contest_of(run).samples(run.path("built"), Split.load(run.path("held_out")), run)}
-
-
-def of_metrics(value: dict[str, Any]) -> Metrics:
-    """The metrics in a step's JSON."""
-    return Metrics.from_json(value["metrics"])
