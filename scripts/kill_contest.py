@@ -27,6 +27,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=25, help="how often the contest is killed")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave a contender out, to be done sooner; repeatable")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="etude-kill-") as name:
         room = Path(name)
@@ -34,14 +35,14 @@ def main() -> int:
 
         brought = plant(room)
         start = time.monotonic()
-        calm = contest(room / "calm-home", room / "calm", brought).wait()
+        calm = contest(room / "calm-home", room / "calm", brought, options.without).wait()
         seconds = time.monotonic() - start
         if calm:
             print(f"the undisturbed contest ended with exit code {calm}")
             return 1
         kills, dice = 0, random.Random(options.seed)
         while kills < options.kills:
-            process = contest(room / "home", room / "out", brought)
+            process = contest(room / "home", room / "out", brought, options.without)
             try:
                 process.wait(dice.uniform(0.3, 0.9) * seconds / (1 + kills / 6))
                 if (room / "out" / "results.json").exists():
@@ -50,16 +51,17 @@ def main() -> int:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()
                 kills += 1
-        code = contest(room / "home", room / "out", brought).wait()
+        code = contest(room / "home", room / "out", brought, options.without).wait()
         print(f"{kills} kills, undisturbed contest {seconds:.0f} s, last exit code {code}")
         problems = differences(strip(load(room / "calm")), strip(load(room / "out"))) + sound(room / "home" / "etude.sqlite")
         print("\n".join(problems) or "equal in all but times and memory; the store is sound; no run is there twice")
         return 1 if problems or code else 0
 
 
-def contest(home: Path, out: Path, brought: dict[str, str]) -> subprocess.Popen[bytes]:
+def contest(home: Path, out: Path, brought: dict[str, str], without: list[str]) -> subprocess.Popen[bytes]:
     """Start the contest in a process of its own."""
     command = [sys.executable, "-m", "etude", "compare", "laser", "--model", brought["model"], "--data", brought["data"], "--out", str(out)]
+    command += [f"--without={name}" for name in without]
     environment = os.environ | {"ETUDE_HOME": str(home)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

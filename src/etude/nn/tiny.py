@@ -82,4 +82,4 @@ def train(model: PreTrainedModel, text: str, steps: int = 200, length: int = 64,
         loss.backward()
         optimizer.step()
     model.eval()
-    return float(loss)
+    return float(loss.detach())

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
+from etude.study._fit import LogFit
 from etude.study._law import Law
-from etude.study._robust import Model, bootstrap_weights, minimise
+from etude.study._robust import Model
 from etude.study._runs import Array, check, read
 
 PAPER, ROLE, CLASS = "2001.08361", "contender", "Kaplan"
@@ -30,44 +32,16 @@ FORMULA = "exp(q * log(exp(n - s * log(N)) + exp(d - log(D))))"  # n = s ln Nc, 
 
 
 @dataclass(frozen=True)
-class Kaplan:
-    """Options of the fit.
-
-    Attributes:
-        delta: Huber threshold on ln L.
-        bootstrap: draws of whole runs for the intervals; 0 for none.
-        seed: of the bootstrap.
-    """
-
-    delta: float = 1e-3
-    bootstrap: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.delta) and self.delta > 0):
-            raise ValueError(f"delta is a positive Huber threshold on ln L, got {self.delta}")
-        if self.bootstrap < 0:
-            raise ValueError(f"bootstrap is a count and cannot be negative, got {self.bootstrap}")
-
-    def points(self, budget: Any, subject: Any) -> list[Self]:
-        """One operating point: a fit costs next to nothing."""
-        return [self]
+class Kaplan(LogFit):
+    """Options of the fit."""
 
     def fit(self, table: Any, data: Any = None) -> Law:
         """The law of a table of runs (parameters, loss, and tokens or compute)."""
         runs = read(table).finished()
         check(runs)
-        x, y, target = np.log(runs.parameters), np.log(runs.tokens), np.log(runs.loss)
+        x, y = np.log(runs.parameters), np.log(runs.tokens)
         model = bracket(x - x.mean(), y - y.mean())
-        ends, reached = minimise(model, starts(float(np.median(target))), target, self.delta)
-        best = ends[int(np.argmin(reached))][None]
-        draws = {}
-        if self.bootstrap:
-            weights = bootstrap_weights(runs.run, self.bootstrap, self.seed)
-            draws = natural(minimise(model, np.repeat(best, len(weights), 0), target, self.delta, weights, steps=150, tolerance=1e-10)[0], x, y)
-        constants = {name: float(value[0]) for name, value in natural(best, x, y).items()}
-        about = {"rows": len(runs), "flops": runs.flops, "compute": [float(runs.compute.min()), float(runs.compute.max())]}
-        return Law(FORMULA, constants, draws, model(best)[0][0] - target, about)
+        return self.law(FORMULA, runs, model, starts(float(np.median(np.log(runs.loss)))), partial(natural, x, y))
 
 
 def bracket(u: Array, v: Array) -> Model:
@@ -110,7 +84,7 @@ def starts(level: float) -> Array:
     return np.array(grid)
 
 
-def natural(theta: Array, x: Array, y: Array) -> dict[str, Array]:
+def natural(x: Array, y: Array, theta: Array) -> dict[str, Array]:
     """The constants of the formula from the centred coordinates."""
     n, s, d, q = theta.T
     return {"n": n + s * x.mean(), "s": s, "d": d + y.mean(), "q": q}

@@ -14,12 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from etude.study._fit import LogFit
 from etude.study._law import Law
-from etude.study._robust import Model, bootstrap_weights, minimise
+from etude.study._robust import Model
 from etude.study._runs import Array, check, read
 
 PAPER, ROLE, CLASS = "", "contender", "PowerLaw"
@@ -30,45 +32,17 @@ FORMULA = "K / (N**p * D**q)"
 
 
 @dataclass(frozen=True)
-class PowerLaw:
-    """Options of the fit.
-
-    Attributes:
-        delta: Huber threshold on ln L.
-        bootstrap: draws of whole runs for the intervals; 0 for none.
-        seed: of the bootstrap.
-    """
-
-    delta: float = 1e-3
-    bootstrap: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.delta) and self.delta > 0):
-            raise ValueError(f"delta is a positive Huber threshold on ln L, got {self.delta}")
-        if self.bootstrap < 0:
-            raise ValueError(f"bootstrap is a count and cannot be negative, got {self.bootstrap}")
-
-    def points(self, budget: Any, subject: Any) -> list[Self]:
-        """One operating point: a fit costs next to nothing."""
-        return [self]
+class PowerLaw(LogFit):
+    """Options of the fit."""
 
     def fit(self, table: Any, data: Any = None) -> Law:
         """The law of a table of runs (parameters, loss, and tokens or compute)."""
         runs = read(table).finished()
         check(runs)
-        x, y, target = np.log(runs.parameters), np.log(runs.tokens), np.log(runs.loss)
-        u, v = x - x.mean(), y - y.mean()
-        design = np.stack([np.ones(len(u)), -u, -v], 1)
-        start = np.linalg.lstsq(design, target, rcond=None)[0][None]
-        theta, _ = minimise(linear(design), start, target, self.delta)
-        draws = {}
-        if self.bootstrap:
-            weights = bootstrap_weights(runs.run, self.bootstrap, self.seed)
-            draws = natural(minimise(linear(design), np.repeat(theta, len(weights), 0), target, self.delta, weights, tolerance=1e-10)[0], x, y)
-        constants = {name: float(value[0]) for name, value in natural(theta, x, y).items()}
-        about = {"rows": len(runs), "flops": runs.flops, "compute": [float(runs.compute.min()), float(runs.compute.max())]}
-        return Law(FORMULA, constants, draws, design @ theta[0] - target, about)
+        x, y = np.log(runs.parameters), np.log(runs.tokens)
+        design = np.stack([np.ones(len(runs)), x.mean() - x, y.mean() - y], 1)
+        start = np.linalg.lstsq(design, np.log(runs.loss), rcond=None)[0][None]
+        return self.law(FORMULA, runs, linear(design), start, partial(natural, x, y))
 
 
 def linear(design: Array) -> Model:
@@ -81,7 +55,7 @@ def linear(design: Array) -> Model:
     return model
 
 
-def natural(theta: Array, x: Array, y: Array) -> dict[str, Array]:
+def natural(x: Array, y: Array, theta: Array) -> dict[str, Array]:
     """K, p, q from the centred coordinates."""
     level, p, q = theta.T
     with np.errstate(over="ignore"):
