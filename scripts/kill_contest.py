@@ -35,18 +35,21 @@ def main() -> int:
 
         brought = plant(room)
         start = time.monotonic()
-        calm = contest(room / "calm-home", room / "calm", brought, options.without).wait()
-        seconds = time.monotonic() - start
-        if calm:
-            print(f"the undisturbed contest ended with exit code {calm}")
+        calm = contest(room / "calm-home", room / "calm", brought, options.without)
+        while not any((room / "calm-home" / "journals").glob("*")) and calm.poll() is None:
+            time.sleep(0.05)
+        ready = time.monotonic() - start  # what comes before is imports
+        if calm.wait():
+            print(f"the undisturbed contest ended with exit code {calm.returncode}")
             return 1
-        kills, dice = 0, random.Random(options.seed)
+        seconds = time.monotonic() - start
+        kills, dice, reach = 0, random.Random(options.seed), ready + 2 * (seconds - ready) / options.kills
         while kills < options.kills:
-            process = contest(room / "home", room / "out", brought, options.without)
+            process, began = contest(room / "home", room / "out", brought, options.without), time.monotonic()
             try:
-                process.wait(dice.uniform(0.3, 0.9) * seconds / (1 + kills / 6))
-                if (room / "out" / "results.json").exists():
-                    (room / "out" / "results.json").unlink()
+                process.wait(dice.uniform(min(ready, reach / 2), reach))
+                (room / "out" / "results.json").unlink(missing_ok=True)
+                reach = 0.9 * (time.monotonic() - began)  # nothing is left to do but to read the store and to write: kill it there
             except subprocess.TimeoutExpired:
                 os.kill(process.pid, signal.SIGKILL)
                 process.wait()

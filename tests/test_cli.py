@@ -20,6 +20,7 @@ from etude.cli.app import main, sentence
 from etude.cli.output import Output, Progress, lasting
 from etude.cli.parser import parser_of
 from etude.cli.texts import ABOUT, EXAMPLES
+from etude.harness.formulas import untex
 from etude.harness.request import Request
 
 HEAVY = ("torch", "transformers", "peft", "datasets", "scipy", "matplotlib", "pandas", "numpy")
@@ -77,7 +78,7 @@ def test_show_tells_the_page_and_every_option(name: str, capsys: pytest.CaptureF
     assert main(["show", name]) == 0
     said = " ".join(capsys.readouterr().out.split())
     entry = catalogue.find(name)
-    assert entry.title in said
+    assert untex(entry.title) in said
     for option in catalogue.option_docs(entry):
         assert f"{option.name} (" in said
     assert main(["show", name, "--json"]) == 0
@@ -156,7 +157,7 @@ def test_an_error_with_json_is_one_document_and_with_debug_a_traceback(capsys: p
         (OSError(28, "No space left on device"), 1, "No space left"),
         (MemoryError(), 1, "out of memory"),
         (KeyboardInterrupt(), 130, "the same command goes on"),
-        (ModuleNotFoundError("No module named 'trl'", name="trl"), 2, "pip install etude[align]"),
+        (ModuleNotFoundError("No module named 'trl'", name="trl"), 2, "pip install -e '.[align]' in your clone"),
     ],
 )
 def test_exit_codes(raised: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -319,7 +320,7 @@ def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, di
         digest = store_folder(lambda folder: (folder / "config.json").write_text("{}") and None)
         about = {"model": {"name": "M", "digest": "d" * 64}, "data": {"name": "D", "digest": "e" * 64}}
         entry = catalogue.find(name)
-        facts = {"license": "mit", "parameters": 7}
+        facts = {"licence": "mit", "parameters": 7}
         told = {
             "entry": entry,
             "options": options,

@@ -8,7 +8,7 @@ import pytest
 
 from etude.compress import planted
 from etude.harness.compete import apply_from, compete
-from etude.harness.request import Request, parse_budget, parse_share
+from etude.harness.request import Request, claim_out, parse_budget, parse_share
 
 METHOD = """
 from dataclasses import dataclass
@@ -78,6 +78,7 @@ class Count:
 
     def finished(self, record): ...
     def expect(self, total): ...
+    def forecast(self, total): ...
     def standing(self, rows): ...
 
 
@@ -115,6 +116,20 @@ def test_a_metric_of_the_users_own_decides(request_, results, tmp_path):
     told = compete(replace(request_, metric=f"{path}:blocks_gone", out=tmp_path / "out"), lambda line: None)
     assert told["quality"] == "blocks_gone"
     assert told["recommendation"]["name"] == "halve"
+
+
+def test_a_metric_that_takes_other_arguments_is_told_which_it_gets(request_, tmp_path):
+    (tmp_path / "short.py").write_text("def score(model, data):\n    return 1.0\n")
+    with pytest.raises(ValueError, match=r"write def score\(model, tokenizer, texts\)"):
+        compete(replace(request_, out=tmp_path / "out", metric=f"{tmp_path / 'short.py'}:score"), print)
+
+
+def test_a_contest_that_never_finished_makes_room_for_another(request_, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "contest.json").write_text('{"identity": "of another"}')
+    claim_out(replace(request_, out=out), "mine")
+    assert json.loads((out / "contest.json").read_text())["identity"] == "mine"
 
 
 def test_an_out_that_holds_anything_else_is_refused(request_, results, tmp_path):

@@ -6,6 +6,7 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,13 +46,21 @@ def test_the_first_two_commands_install_then_run_the_contest_and_the_tests() -> 
     first, second = blocks("README.md", "sh")[:2]
     assert first.count("\n") == second.count("\n") == 1
     assert first.startswith("pip install -c constraints.txt -e . && etude compare laser --model smollm2-rotated")
-    assert second.startswith("pip install -c constraints.txt -e .[test] && pytest")
+    assert second.startswith("pip install -c constraints.txt -e '.[test]' && pytest")
 
 
 def test_python_blocks_are_python() -> None:
     for page in PAGES:
         for block in blocks(page, "python"):
             compile(block, page, "exec")
+
+
+def test_the_measure_of_the_readme_measures() -> None:
+    from etude.nn.tiny import byte_tokenizer, tiny_llama, tiny_sentences
+
+    known: dict[str, Any] = {}
+    exec(next(block for block in blocks("README.md", "python") if "def score" in block), known)
+    assert known["score"](tiny_llama(), byte_tokenizer(), tiny_sentences(8)) < 0
 
 
 def test_the_readme_names_only_what_is_there() -> None:

@@ -78,7 +78,8 @@ def sentence(error: BaseException) -> str:
     """An error in one line: what was wrong and, where a missing extra is the reason, how to get it."""
     if isinstance(error, ModuleNotFoundError) and error.name:
         extra = EXTRAS.get(error.name.partition(".")[0])
-        return f"{error.name} is not installed: pip install {f'etude[{extra}]' if extra else error.name}"
+        how = f"-e '.[{extra}]' in your clone" if extra else error.name
+        return f"{error.name} is not installed: pip install {how}"
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return "out of memory: lower --jobs, or bring a smaller model"

@@ -60,13 +60,13 @@ class Outcome:
 
 
 def _row(contender: Mapping[str, Any]) -> dict[str, Any]:
-    about = {key: contender.get(key) for key in ("name", "title", "source", "reached", "error")}
+    about = {key: contender.get(key) for key in ("name", "reached", "error")}
     numbers = {
         name if key == "value" else f"{name}_{key}": value[key]
         for name, value in (contender.get("summary") or {}).items()
         for key in ("value", "low", "high")
     }
-    return about | numbers
+    return about | {key: value for key, value in numbers.items() if not key.endswith(("_low", "_high"))} | numbers
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------

@@ -29,8 +29,8 @@ class Output:
 
     @property
     def width(self) -> int:
-        """Columns of the terminal; 100 where there is none."""
-        return shutil.get_terminal_size((100, 24)).columns if self.stdout.isatty() else 100
+        """Columns of the terminal; 160 where there is none."""
+        return shutil.get_terminal_size((100, 24)).columns if self.stdout.isatty() else 160
 
     def say(self, line: str = "") -> None:
         """One line for a reader, at once."""
@@ -88,9 +88,10 @@ class Progress:
     """Jobs as they start and finish, with the time that is left: a table that fills on a terminal, plain lines elsewhere."""
 
     def __init__(self, out: Output) -> None:
-        self.out, self.total, self.done, self.fresh = out, 0, 0, 0
-        self.began, self.running, self.rows = time.monotonic(), dict[str, int](), dict[tuple[str, str], dict[str, Any]]()
+        self.out, self.total, self.done, self.fresh, self.planned = out, 0, 0, 0, 0
+        self.began, self.running, self.rows = time.monotonic(), dict[str, int](), dict[tuple[str, str, str], dict[str, Any]]()
         self.screen: Any = None
+        self.asked = 0
 
     def __enter__(self) -> Progress:
         if self.out.live:
@@ -107,7 +108,13 @@ class Progress:
 
     def expect(self, total: int) -> None:
         """So many more jobs are to come."""
-        self.total += total
+        self.asked += total
+        self.total = max(self.planned, self.asked)
+
+    def forecast(self, total: int) -> None:
+        """About so many jobs there will be in all, those that later ones bring along included."""
+        self.total = max(self.total, total)
+        self.planned = self.total
 
     def started(self, job: Any) -> None:
         """A worker took this job."""
@@ -126,7 +133,7 @@ class Progress:
 
     def standing(self, rows: list[dict[str, Any]]) -> None:
         """What became known of some contenders."""
-        self.rows.update({(str(row["name"]), str(row.get("options", ""))): row for row in rows})
+        self.rows.update({(str(row["name"]), str(row.get("options", "")), str(row.get("part", ""))): row for row in rows})
 
     def left(self, before: str = "") -> str:
         """The time left, from the pace of the jobs so far."""
@@ -140,10 +147,10 @@ class Progress:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table("contender", "options", "quality", "cost", box=None, pad_edge=False)
-        for (name, options), row in self.rows.items():
+        table = Table("contender", "options", "on", "quality", "cost", box=None, pad_edge=False)
+        for (name, options, part), row in self.rows.items():
             error = Text(" ".join(str(row["error"]).split())[:60], style="red") if row.get("error") else Text(_short(row.get("quality")))
-            table.add_row(name, options[:40], error, _short(row.get("cost")))
+            table.add_row(name, options[:40], part, error, _short(row.get("cost")))
         now = ", ".join(what for what, count in self.running.items() if count > 0)
         return Group(table, Text(f"{self.done}/{self.total} runs{self.left(', ')}{'; now ' + now if now else ''}", style="dim"))
 

@@ -10,6 +10,7 @@ from typing import Any
 from etude import catalogue
 from etude.catalogue import Entry, Paper
 from etude.cli.output import Output
+from etude.harness.formulas import untex
 
 SCALES = ("desk", "gpu")
 
@@ -59,9 +60,9 @@ def print_listing(out: Output, family: str | None) -> None:
     width = max(60, out.width)
     for name in dict.fromkeys(row["family"] for row in papers):
         out.say(f"{name}")
-        for row in (row for row in papers if row["family"] == name):
+        for row in sorted((row for row in papers if row["family"] == name), key=lambda row: not row["implemented"]):
             state = "missing" if not row["implemented"] else ", ".join(row["verdicts"].values()) or row["role"]
-            out.say(f"  {row['id']:<10}  {row['name']:<25} {state:<15} ".ljust(56) + fit(row["title"], width - 56))
+            out.say(f"  {row['id']:<10}  {row['name']:<28} {state:<15} ".ljust(59) + fit(untex(row["title"]), width - 59))
         field = [e.name for e in catalogue.entries().values() if e.source == "baseline" and e.family == name]
         if field:
             out.say(f"  also in the field: {', '.join(field)}")
@@ -167,17 +168,18 @@ def verdict(claim: dict[str, Any]) -> str:
 def print_page(out: Output, name: str) -> None:
     """The page as text."""
     about, width = page(name), min(100, out.width)
-    out.say(about["title"])
+    out.say(untex(about["title"]))
     linked = f"https://arxiv.org/abs/{about['id']}" if about["id"] else "no paper"
     out.say(f"{about['name']} ({about['family']}, {about['role'] or 'not implemented yet'}), {linked}")
     if not about["implemented"]:
         out.say("This paper is not implemented yet: `etude list` shows what is.")
         return
-    out.say(f"\n{about['page']}")
+    out.say(f"\n{untex(about['page'])}")
     if about["claims"]:
         out.say("\nClaims and verdicts")
     for claim in about["claims"]:
-        text = verdict(claim) + (f" ({claim['scale']})" if claim.get("scale") else "")
+        where = ", ".join(claim[key] for key in ("experiment", "scale") if claim.get(key))
+        text = verdict(claim) + (f" ({where})" if where else "")
         out.say(textwrap.fill(text, width, initial_indent="  ", subsequent_indent="    "))
     if about["options"]:
         out.say("\nOptions")

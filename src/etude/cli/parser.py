@@ -140,7 +140,7 @@ def add_running(parser: Parser, dry: bool = True) -> None:
     """How it is run."""
     group = parser.add_argument_group("how it runs")
     group.add_argument("--device", default="cpu", help="cpu or cuda (default cpu)")
-    group.add_argument("--dtype", help="of the weights: float32, bfloat16... (default: the contest's)")
+    group.add_argument("--dtype", help="of the weights: float32, bfloat16... (default: bfloat16 where the processor computes with it, else float32)")
     group.add_argument("--revision", help="a hub model's branch, tag or commit")
     group.add_argument("--force", action="store_true", help="write into an --out that holds something else")
     if dry:
@@ -170,16 +170,26 @@ def _compare(parser: Parser, argv: Sequence[str]) -> None:
     budget = 'limit of a cost, repeatable: 0.5 (of the reference), 120MB, 60s, "2x faster"; default: no limit but --max-loss'
     judging.add_argument("--budget", action="append", default=[], metavar="LIMIT", help=budget)
     judging.add_argument(
-        "--max-loss", metavar="SHARE", help="quality that may be lost against the reference, for instance 2%% (default: the contest's)"
+        "--max-loss", metavar="SHARE", help=f"quality that may be lost against the reference, for instance 5%%; default {_safe(losses(families))}"
     )
     judging.add_argument("--prefer", choices=("size", "speed"), help="the cheapest within --max-loss, instead of the best within the budget")
-    judging.add_argument("--metric", metavar="FILE.py:FUNCTION", help="a quality measure of your own")
+    judging.add_argument(
+        "--metric",
+        metavar="FILE.py:FUNCTION",
+        help="a quality measure of your own: FUNCTION(model, tokenizer, texts) returns one number, or one a text; more is better",
+    )
     judging.add_argument("--seeds", type=counting, default=2, help="seeds to report, after the one that chooses (default 2)")
     judging.add_argument("--dev", action="store_true", help="stop before the test part is opened")
     judging.add_argument("--with-samples", action="store_true", help="show two samples a contender; the report then holds text of yours")
     add_running(parser)
     parser.add_argument("--jobs", type=counting, help="quality runs at once (default: 2, or the cores there are)")
     parser.add_argument("--out", metavar="DIR", help="for results.json and report.html; the same contest resumes (default: etude-out/...)")
+
+
+def losses(families: Sequence[str]) -> str:
+    """The loss that each family's contest allows where neither a loss nor a budget is asked for."""
+    known = {contest.family: contest.max_loss for family in families for contest in catalogue.contests(family)}
+    return ", ".join(f"{family}: {'none' if loss is None else f'{100 * loss:g} % without a budget'}" for family, loss in known.items())
 
 
 def _apply(parser: Parser, argv: Sequence[str]) -> None:

@@ -90,7 +90,7 @@ def apply(options: argparse.Namespace, out: Output, words: list[str]) -> int:
         out.document(outcome.results)
     elif not outcome.results.get("dry_run"):
         told = outcome.results
-        cost = f" in {lasting(told['wall'])}" if told.get("wall") else ""
+        cost = f" in {lasting(told['wall'])}" if told.get("wall") and not options.results else ""
         out.say(f"{told['name']} {told['options'] or ''}".rstrip() + f": done{cost}, {sum(told['files'].values()) / 1e6:.1f} MB in {outcome.out}")
         for what, said in told["describe"].items():
             out.say(f"  {what}: {said}")

@@ -134,7 +134,7 @@ def extras() -> list[dict[str, Any]]:
     for extra, modules in EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         found = "installed" if not missing else f"without {', '.join(missing)}"
-        rows.append(row(f"extra [{extra}]", not missing, found, f"pip install 'etude[{extra}]'"))
+        rows.append(row(f"extra [{extra}]", not missing, found, f"pip install -e '.[{extra}]' in your clone"))
     return rows
 
 

@@ -37,8 +37,8 @@ def front(done: Mapping[str, Any]) -> str:
     """The YAML head that the hub reads."""
     model = done.get("model") or {}
     lines = ["library_name: transformers"] if model else []
-    if model.get("license"):
-        lines.append(f"license: {json.dumps(str(model['license']))}")
+    if model.get("licence"):
+        lines.append(f"license: {json.dumps(str(model['licence']))}")
     if "/" in str(model.get("name", "")) and not str(model["name"]).startswith(("/", ".", "~")):
         lines.append(f"base_model: {json.dumps(str(model['name']))}")
     return "\n".join(["---", *lines, "tags:", "- etude", f"- {json.dumps(str(done['name']))}", "---"])
@@ -116,6 +116,6 @@ def licences(done: Mapping[str, Any]) -> list[str]:
     """Of the model that was brought and of the method's code."""
     model = done.get("model") or {}
     lines = (
-        [f"the model that this was made from: {plain(model.get('license') or 'not stated in its folder; look where you got it')}"] if model else []
+        [f"the model that this was made from: {plain(model.get('licence') or 'not stated in its folder; look where you got it')}"] if model else []
     )
     return [*lines, f"the code of {plain(done['name'])}: {plain(done.get('licence') or 'not stated')}"]

@@ -10,9 +10,10 @@ from typing import Any
 
 from etude.data.cache import artifact, digest_json, home, write_text
 from etude.harness.contract import Contest
+from etude.harness.display import shown
 from etude.harness.inputs import Inputs, gather
 from etude.harness.machine import cores
-from etude.harness.recommend import recommend
+from etude.harness.recommend import Case, recommend
 from etude.harness.referee import CHOOSING, Measured, Referee
 from etude.harness.request import Entrant, Progress, Request, claim_out, contest_for, entrants_of
 from etude.harness.results import assemble
@@ -38,7 +39,7 @@ def compete(request: Request, say: Say, progress: Progress | None = None) -> dic
         claim_out(request, identity)
     with nullcontext() if request.dry_run else lock(request.out):
         runner = Runner(Store(home() / "etude.sqlite"), jobs=request.jobs or cores(), progress=progress)
-        referee = Referee(request, contest, inputs, runner, progress)
+        referee = Referee(request, contest, inputs, runner, progress, identity)
         for entrant in entrants:
             if entrant.file:
                 referee.single(referee.run("check", entrant))
@@ -94,6 +95,9 @@ def run_contest(referee: Referee, entrants: list[Entrant], say: Say) -> dict[str
     floor = None if referee.inputs.metric else float(referee.single(referee.run("floor", inputs=known)).value["floor"])
     spoken = samples(referee, entrants, seeds, held_out) if request.with_samples else None
     results = assemble(referee, entrants, tried, seeds, again, floor, spoken)
+    case = Case(results)
+    for row in results["contenders"]:
+        row["reached"] = case.reached(row)
     results["recommendation"] = recommend(results)
     keep = {one.built for label, ones in seeds.items() for one in ones[:1] if label == results["recommendation"].get("name")}
     referee.release([one for ones in [*seeds.values(), *tried.values()] for one in ones], keep | {first.built})
@@ -143,9 +147,10 @@ def identity_of(request: Request, contest: Contest[Any, Any], entrants: list[Ent
 def announce_plan(referee: Referee, entrants: list[Entrant], say: Say) -> None:
     """Say what will be done and what it is expected to take."""
     contest, facts, seeds, jobs = referee.contest, referee.facts, referee.request.seeds, referee.runner.jobs
-    each = {step: contest.estimate(facts, step) for step in ("build", "measure", "time")}
+    known = facts | {"flops": referee.flops}
+    each = {step: contest.estimate(known, step) for step in ("build", "measure", "time")}
     builds = sum(2 + (0 if entrant.entry.name == contest.reference else 2) for entrant in entrants)
-    searching = sum(contest.estimate(facts, "search").seconds * (1 + seeds) for entrant in entrants if "searches" in entrant.entry.traits)
+    searching = sum(contest.estimate(known, "search").seconds * (1 + seeds) for entrant in entrants if "searches" in entrant.entry.traits)
     seconds = (builds * (each["build"].seconds + each["measure"].seconds) + searching) / jobs + len(entrants) * each["time"].seconds
     memory, disk = jobs * max(e.memory for e in each.values()), builds * each["build"].disk
     say(f"{contest.title}: {len(entrants)} contenders ({', '.join(entrant.label for entrant in entrants)})")
@@ -153,6 +158,14 @@ def announce_plan(referee: Referee, entrants: list[Entrant], say: Say) -> None:
         f"about {builds} builds and measurements on {jobs} worker{'s' if jobs > 1 else ''}, seed {CHOOSING} to choose and {seeds} to report: "
         f"about {max(1, round(seconds / 60))} min, {memory / 1e9:.1f} GB of memory, at most {disk / 1e9:.1f} GB of disk in {home()}"
     )
+    for limit in referee.limits:
+        base = referee.reference_cost if limit["form"] == "share" else None
+        if base:
+            axis = contest.axes[limit["axis"]]
+            amount = shown(limit["amount"] * base, axis.unit)
+            say(f"budget {limit['text']}: {axis.title} at most {amount}, of {shown(base, axis.unit)} (what the reference is taken to cost)")
+    if referee.progress:
+        referee.progress.forecast(6 + sum(7 if entrant.entry.name == contest.reference else 6 + seeds for entrant in entrants))
     for entrant in entrants:
         if mark := contest.marks(facts, entrant.entry.traits):
             say(f"{entrant.label}: {mark}")

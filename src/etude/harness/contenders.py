@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from etude.harness.display import Results, axis, digits, failures, finite, kind, metrics, shown, unit
+from etude.harness.formulas import untex
 from etude.harness.page import Child, Markup, code, facts, h, table
 
 WIDE, HIGH, LEFT, LOW = 320, 150, 52, 34  # the small plot and its margins
@@ -21,7 +22,7 @@ def section(results: Results, contender: Results) -> Markup:
         h("p", "Failed: " + error, class_="error") if error else None,
         facts(
             [
-                ("what", str(contender.get("title") or "")),
+                ("what", untex(str(contender.get("title") or ""))),
                 ("kind", KINDS[kind(contender)] + (f" ({contender['role']})" if contender.get("role") else "")),
                 ("paper", f"arXiv {paper}" if paper else None),
                 ("licence", ", ".join(map(str, licence)) if isinstance(licence, list | tuple) else str(licence) if licence else "not stated"),

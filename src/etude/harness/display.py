@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from etude.harness.formulas import untex
+
 Results = Mapping[str, Any]
 SCALES = {
     "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "bytes")),
@@ -171,6 +173,8 @@ def marks(results: Results, contender: Results, tested: bool) -> tuple[str, ...]
         found.append("reference")
     if contender.get("reached") is False and not contender.get("error"):
         found.append("not within budget")
+    if contender.get("unchanged"):
+        found.append("changed nothing")
     if contender.get("mark"):
         found.append(str(contender["mark"]))
     if not tested and not contender.get("error"):
@@ -193,7 +197,7 @@ def rows(results: Results) -> list[Row]:
     for contender in results.get("contenders") or ():
         numbers, tested = values(contender)
         error = errors.pop(str(contender["name"]), "")
-        title = str(contender.get("title") or "")
+        title = untex(str(contender.get("title") or ""))
         found.append(Row(str(contender["name"]), title, kind(contender), numbers, marks(results, contender, tested), error, tested))
     found += [Row(name, "", "own", {}, (), error, False) for name, error in errors.items()]
     quality = str(results.get("quality") or "")

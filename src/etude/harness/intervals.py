@@ -18,6 +18,7 @@ from typing import NamedTuple
 from etude.measure.contract import Items
 
 LEVEL, DRAWS = 0.95, 1000
+HOPELESS = "no amount that is worth having: more than a thousand times the data, the difference being so small against its spread"
 
 
 def t_quantile(df: float, level: float = LEVEL) -> float:
@@ -137,8 +138,8 @@ class Paired:
             return "no amount of such data"
         factor = math.ceil(10 * (self.half_width() / away) ** 2) / 10
         if self.seed_error == 0:
-            return f"about {math.ceil(self.blocks * factor)} {items} (now {self.blocks})" if factor < 1000 else "more than a thousand times the data"
-        return f"about {factor:.3g} times the seeds and {items}" if factor < 1000 else "more than a thousand times the data"
+            return f"about {math.ceil(self.blocks * factor)} {items} (now {self.blocks})" if factor < 1000 else HOPELESS
+        return f"about {factor:.3g} times the seeds and {items}" if factor < 1000 else HOPELESS
 
 
 def pair(a_by_seed: Sequence[Items], b_by_seed: Sequence[Items], relative: bool = False) -> Paired:

@@ -19,6 +19,7 @@ from etude.harness.verdict import plain
 from etude.measure.contract import Items, Metrics, number
 
 ALPHA, DEFAULT_LOSS = 0.05, 0.02
+QUIET = 0.25  # cores that others may use while something is timed
 COST_TIE = {"size": 0.01, "speed": 0.05}  # shares: a folder's bytes are exact but for its small files, timings are not
 
 
@@ -91,6 +92,15 @@ class Case:
             if bound is None or math.isnan(value) or not (value >= bound if limit.get("at_least") else value <= bound):
                 return False
         return True
+
+    def reached(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of the results keeps every limit, by what was measured on held-out data."""
+        one = self.competitor(row)
+        if one is None or not self.affordable(one):
+            return False
+        if math.isinf(self.max_loss) or self.reference is None or number(self.reference.quality[0]) == 0:
+            return True
+        return self.loss(one).difference <= self.max_loss
 
     def gain(self, winner: Competitor, other: Competitor) -> Paired:
         """Quality of the winner over the other's, positive where it is better."""
@@ -287,10 +297,23 @@ def provisional(case: Case, involved: Sequence[Competitor]) -> str:
         reasons.append(f"the model's weights lie on a quantisation grid ({grid})")
     if case.settings.get("dev"):
         reasons.append("--dev: measured on the data that chose the operating points, the test part was not opened")
+    if busy := busiest(case, involved):
+        reasons.append(f"other programs used up to {busy:.1f} cores while it was timed: speeds are too low, and not comparable")
     single = sorted({c.name for c in involved if not c.deterministic and len(c.quality) < 2})
     if single:
         reasons.append(f"{', '.join(single)} ran with one seed: what differs between seeds is not counted")
     return f"Provisional: {'; '.join(reasons)}." if reasons else ""
+
+
+def busiest(case: Case, involved: Sequence[Competitor]) -> float:
+    """Cores that others used while what decides was timed; 0 where nothing timed decides, or the machine was quiet."""
+    timed = {
+        axis for axis, about in case.results["axes"].items() if str(about.get("unit", "")) in ("s", "ms", "seconds") or "/s" in str(about.get("unit"))
+    }
+    if not timed & {case.cost, *(limit["axis"] for limit in case.limits)}:
+        return 0.0
+    most = max((c.numbers.get("other_load", 0.0) for c in involved), default=0.0)
+    return most if most > QUIET else 0.0
 
 
 def comparison(test: Test, p: float) -> dict[str, Any]:

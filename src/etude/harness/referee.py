@@ -12,6 +12,7 @@ from typing import Any
 from etude.data.cache import artifact, remove
 from etude.harness.closure import closure
 from etude.harness.contract import Contest, Run
+from etude.harness.display import shown
 from etude.harness.inputs import Inputs
 from etude.harness.machine import cores, machine
 from etude.harness.request import Entrant, Progress, Request, parse_budget, parse_share
@@ -43,7 +44,10 @@ class Measured:
 class Referee:
     """Runs a contest's steps through the runner and remembers what came out."""
 
-    def __init__(self, request: Request, contest: Contest[Any, Any], inputs: Inputs, runner: Runner, progress: Progress | None) -> None:
+    def __init__(
+        self, request: Request, contest: Contest[Any, Any], inputs: Inputs, runner: Runner, progress: Progress | None, identity: str = ""
+    ) -> None:
+        self.identity = identity  # timings are of one contest: another one's were taken under another load
         self.request, self.contest, self.inputs, self.runner, self.progress = request, contest, inputs, runner, progress
         self.dtype = request.dtype or default_dtype()
         self.machine = machine()
@@ -51,7 +55,9 @@ class Referee:
         loss = parse_share(request.max_loss, "--max-loss") if request.max_loss else None
         self.max_loss = loss if loss is not None or self.limits else contest.max_loss
         self.facts: dict[str, Any] = {}
+        self.probe = ""  # of the reference
         self.reference_cost: float | None = None
+        self.flops = math.nan  # a second, of one thread here
         self.remembered: dict[str, str] = {}  # held-out part -> digest of what the reference said
         self.reference: dict[str, Metrics] = {}
         self.measured_module = f"etude.{contest.family}.contest"
@@ -86,7 +92,7 @@ class Referee:
         """What there is to know of the subject before anything is planned."""
         value = self.single(self.run("facts", inputs=self.inputs.pick("model", "train", "choice", "test"))).value
         name = self.inputs.about.get("model", {}).get("name", "")
-        self.facts, self.reference_cost = value["facts"] | {"name": name}, value["reference_cost"]
+        self.facts, self.reference_cost, self.flops = value["facts"] | {"name": name}, value["reference_cost"], value["flops"]
 
     def points(self, entrants: list[Entrant]) -> None:
         """Ask every contender for its operating points."""
@@ -171,7 +177,7 @@ class Referee:
 
     def time(self, entrant: Entrant, measured: Measured, held_out: str) -> None:
         """Add what is timed, alone on this machine."""
-        run = self.run("time", entrant, [("built", measured.built), ("held_out", self.inputs.digests[held_out])])
+        run = self.run("time", entrant, [("built", measured.built), ("held_out", self.inputs.digests[held_out])], contest=self.identity)
         run = replace(run, threads=TIMED_THREADS, options=json.dumps(measured.options, sort_keys=True))
         record = self.runner.run([Job(run, CALL + "time", alone=True)])[0]
         if record.status == "done":
@@ -182,8 +188,10 @@ class Referee:
         """Tell the live table what just became known."""
         if self.progress and record.run.step == "measure" and record.status == "done":
             metrics = Metrics.from_json(record.value["metrics"])
-            row = {"name": record.run.arm, "options": record.run.options, "quality": getattr(metrics, self.inputs.quality, math.nan)}
-            self.progress.standing([row | {"cost": metrics.get(self.contest.costs[0])}])
+            main, digest = self.contest.costs[0], dict(record.run.inputs).get("held_out")
+            part = next((name for name, one in self.inputs.digests.items() if one == digest), "")
+            row = {"name": record.run.arm, "options": record.run.options, "quality": getattr(metrics, self.inputs.quality, math.nan), "part": part}
+            self.progress.standing([row | {"cost": shown(getattr(metrics, main, None), self.contest.axes[main].unit)}])
         elif self.progress and record.status != "done":
             self.progress.standing([{"name": record.run.arm, "options": record.run.options, "error": record.reason}])
 

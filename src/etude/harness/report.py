@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from etude.harness.card import named
 from etude.harness.contenders import identity, section
 from etude.harness.display import (
     SCALES,
@@ -72,7 +73,9 @@ def subtitle(results: Results) -> Markup:
     """Model, data and date in one line."""
     model, data, created = results.get("model") or {}, results.get("data") or {}, str(results.get("created") or "")
     date = f"{created[:16].replace('T', ' ')} UTC" if created.endswith("+00:00") else created
-    return h("p", " · ".join(filter(None, (str(model.get("name") or ""), f"on {data['name']}" if data.get("name") else "", date))), class_="sub")
+    return h(
+        "p", " · ".join(filter(None, (named(model.get("name") or ""), f"on {named(data['name'])}" if data.get("name") else "", date))), class_="sub"
+    )
 
 
 def verdict(results: Results) -> Markup:
@@ -305,7 +308,7 @@ def set_up(results: Results) -> Markup:
         again,
         h("div", block("Model", model_facts), block("Judged", judged), class_="columns"),
         h("h3", "Data"),
-        facts([("name", str(data.get("name") or "")), ("digest", h("code", str(data["digest"])) if data.get("digest") else None)]),
+        facts([("name", named(data.get("name") or "")), ("digest", h("code", str(data["digest"])) if data.get("digest") else None)]),
         h("ul", *(h("li", str(note)) for note in data.get("notes") or ())) if data.get("notes") else None,
         table(("Split", *(key.capitalize() for key in split_keys(splits))), shares) if shares else None,
         h(

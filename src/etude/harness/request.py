@@ -57,6 +57,7 @@ class Progress(Protocol):
     def started(self, job: Any) -> None: ...
     def finished(self, record: Any) -> None: ...
     def expect(self, total: int) -> None: ...
+    def forecast(self, total: int) -> None: ...
     def standing(self, rows: list[dict[str, Any]]) -> None: ...
 
 
@@ -170,7 +171,7 @@ def claim_out(request: Request, identity: str) -> None:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a folder")
     held = json.loads(mark.read_text()).get("identity") if mark.exists() else None
-    inside = [path.name for path in out.iterdir() if path.name != "lock"] if out.exists() else []
+    inside = [path.name for path in out.iterdir() if path.name not in ("lock", "contest.json")] if out.exists() else []
     if inside and held != identity and not request.force:
         what = "another contest" if held else f"other things ({', '.join(sorted(inside)[:3])}...)"
         raise ValueError(f"--out {out} holds {what}: give another folder, or --force to write into it")

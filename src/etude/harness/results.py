@@ -28,6 +28,7 @@ def assemble(
     request, contest, quality = referee.request, referee.contest, referee.inputs.quality
     reference = entrants[0]
     once = seeds[reference.label][0].metrics
+    referee.probe = seeds[reference.label][0].probe
     noise = abs(getattr(once, quality) - getattr(again.metrics, quality)) if not again.error and quality in once else 0.0
     contenders = [contender(referee, entrant, tried.get(entrant.label, []), seeds.get(entrant.label, [])) for entrant in entrants]
     failures = [
@@ -97,7 +98,6 @@ def contender(referee: Referee, entrant: Entrant, tried: list[Measured], seeds: 
     chosen = tried[entrant.chosen] if entrant.chosen >= 0 else None
     records = [record for one in [*tried, *seeds] for record in one.records]
     summary = summarise([one.metrics for one in good])
-    reference = referee.reference["choice"]
     errors = [entrant.error, *(one.error for one in [*seeds, *tried] if one.error)] if not good else [""]
     entry = entrant.entry
     return {
@@ -112,7 +112,7 @@ def contender(referee: Referee, entrant: Entrant, tried: list[Measured], seeds: 
         "deterministic": bool(good and chosen and good[0].probe == chosen.probe),
         "options": chosen.options if chosen else entrant.options,
         "error": next((error for error in errors if error), None),
-        "reached": bool(chosen and not chosen.error and referee.inside(chosen.metrics, reference)),
+        "unchanged": bool(good and entrant.entry.name != referee.contest.reference and good[0].probe == referee.probe),
         "describe": good[0].describe if good else {},
         "points": [
             {"options": one.options, "metrics": numbers(one.metrics), "error": one.error or None, "chosen": i == entrant.chosen}

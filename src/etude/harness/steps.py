@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from etude import catalogue
@@ -13,6 +16,8 @@ from etude.data.cache import home
 from etude.data.contract import Budget, Journal, Split
 from etude.harness.contract import Contest, Run
 from etude.measure.contract import Items
+
+SIGNATURE = {2: "made, rows", 3: "model, tokenizer, texts"}
 
 
 def contest_of(run: Run) -> Contest[Any, Any]:
@@ -94,7 +99,13 @@ def own_metric(run: Run, held_out: Split) -> Items | float:
     function = load_function(run.path("metric") / "metric.py", json.loads(run.settings)["metric"])
     part = next(iter(held_out.parts.values()))
     texts = list(part.column("text" if "text" in part.roles else next(iter(part.roles)))[:200])
-    value = function(*contest_of(run).loaded(run.path("built"), run), texts)
+    given = (*contest_of(run).loaded(run.path("built"), run), texts)
+    try:
+        inspect.signature(function).bind(*given)
+    except TypeError as error:
+        kinds, wanted = ", ".join(type(one).__name__ for one in given), SIGNATURE[len(given)]
+        raise ValueError(f"the metric is called with {kinds} ({error}): write def {function.__name__}({wanted})") from None
+    value = function(*given)
     if isinstance(value, int | float):
         return float(value)
     scores = [float(score) for score in value]
@@ -117,8 +128,27 @@ def load_function(path: Path, name: str) -> Callable[..., Any]:
 
 
 def time(run: Run, folder: Path | None) -> dict[str, Any]:
-    """What is timed, alone and warm."""
-    return {"metrics": contest_of(run).time(run.path("built"), Split.load(run.path("held_out")), run).to_json()}
+    """What is timed, alone and warm, and how many cores other programs used meanwhile."""
+    with others() as used:
+        metrics = contest_of(run).time(run.path("built"), Split.load(run.path("held_out")), run)
+    metrics["other_load"] = used[0]
+    return {"metrics": metrics.to_json()}
+
+
+@contextmanager
+def others() -> Iterator[list[float]]:
+    """Fills its list with the mean number of cores that other processes used during the block."""
+    import psutil
+
+    def spent() -> tuple[float, float, float]:
+        machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        idle = machine.idle + getattr(machine, "iowait", 0.0) + getattr(machine, "guest", 0.0)
+        return perf_counter(), sum(machine) - idle, own.user + own.system
+
+    used, before = list[float](), spent()
+    yield used
+    seconds, busy, own = (now - then for now, then in zip(spent(), before, strict=True))
+    used.append(max(0.0, (busy - own) / seconds))
 
 
 def facts(run: Run, folder: Path | None) -> dict[str, Any]:
@@ -128,7 +158,20 @@ def facts(run: Run, folder: Path | None) -> dict[str, Any]:
         for name in ("choice", "test"):
             contest.check(Split.load(run.path(name)), run)
     cost = contest.reference_cost(run)
-    return {"facts": contest.facts(run), "reference_cost": cost}
+    return {"facts": contest.facts(run), "reference_cost": cost, "flops": flops(run.dtype)}
+
+
+def flops(dtype: str, seconds: float = 0.2) -> float:
+    """Floating-point operations a second of one thread, from a few products of matrices."""
+    import torch
+
+    size, count, a = 512, 0, torch.ones(512, 512, dtype=getattr(torch, dtype))
+    a @ a
+    start = perf_counter()
+    while perf_counter() < start + seconds:
+        a @ a
+        count += 1
+    return 2.0 * size**3 * count / (perf_counter() - start)
 
 
 def floor(run: Run, folder: Path | None) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 
 from etude.compress._budget import left_for_blocks
 from etude.data.contract import Batch, Budget, Data
+from etude.measure.quality import context_of
 from etude.nn.surgery import evaluating, find_blocks
 
 PAPER, ROLE, CLASS = "2403.03853", "contender", "BlockDrop"
@@ -78,7 +79,7 @@ class BlockDrop:
         count = round(self.share * len(blocks))
         if count == 0:
             raise ValueError(f"share {self.share} of {len(blocks)} blocks is less than half a block: raise it")
-        calibration = data.calibration(tokens=4096, length=512)
+        calibration = data.calibration(tokens=4096, length=context_of(model, 512))
         drop = least_influential(block_influence(model, blocks, calibration), count, self.protect_first)
         keep_blocks(model, name, [l for l in range(len(blocks)) if l not in drop])
         return model

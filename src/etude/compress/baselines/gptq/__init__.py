@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from etude.compress._budget import left_for_blocks
 from etude.compress._walk import by_block
 from etude.data.contract import Budget, Data
+from etude.measure.quality import context_of
 from etude.nn.packing import Codes, Grid, find_grid, fitted_grid, install
 from etude.nn.surgery import block_linears, refuse_quantised, weight_of
 
@@ -52,7 +53,7 @@ class GPTQ:
         act_order: round the columns with the largest inputs first.
         damping: what is added to H's diagonal, as a share of its mean.
         tokens: calibration tokens.
-        length: tokens of a calibration window.
+        length: tokens of a calibration window; at most the model's context.
     """
 
     bits: int = 4
@@ -96,7 +97,7 @@ class GPTQ:
                 for layer, own in zip(group, split(codes, [len(weight_of(layer)) for layer in group]), strict=True):
                     install(layer, own)
 
-        by_block(model, data.calibration(tokens=self.tokens, length=self.length), change)
+        by_block(model, data.calibration(tokens=self.tokens, length=context_of(model, self.length)), change)
         return model
 
 

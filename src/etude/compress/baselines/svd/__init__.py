@@ -32,6 +32,7 @@ from etude.compress._budget import left_for_blocks
 from etude.compress._digest import digest_of_tensors
 from etude.data.cache import digest_of, memo
 from etude.data.contract import Batch, Budget, Data
+from etude.measure.quality import context_of
 from etude.nn.factored import factorize
 from etude.nn.surgery import block_linears, refuse_quantised, replace_module, weight_of
 
@@ -52,7 +53,7 @@ class SVD:
         keep: share of the numbers of each layer that its two factors hold, in (0, 1).
         damping: what is added to H's diagonal, as a share of its mean.
         tokens: calibration tokens.
-        length: tokens of a calibration window.
+        length: tokens of a calibration window; at most the model's context.
     """
 
     keep: float = 0.8
@@ -81,7 +82,7 @@ class SVD:
             ValueError: the model is quantised already, or the draw holds no tokens.
         """
         refuse_quantised(model)
-        batches = list(data.calibration(tokens=self.tokens, length=self.length))
+        batches = list(data.calibration(tokens=self.tokens, length=context_of(model, self.length)))
         code = [digest_of(Path(source)) for source in (__file__, _walk.__file__)]
         inputs = digest_of_tensors(model.state_dict() | {f"{i} {k}": v for i, batch in enumerate(batches) for k, v in batch.items()})
         factors = memo(f"svd {self.damping} {inputs} {code}", lambda: all_factors(model, batches, self.damping))
