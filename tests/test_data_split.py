@@ -139,12 +139,3 @@ def test_duplicates_of_tables_and_running_text() -> None:
     assert len(split.deduplicate(table, lambda line: None)) == 2
     text = running(["\n", "\n", "\n"])
     assert split.deduplicate(text, lambda line: None) is text
-
-
-def test_text_shorter_than_a_window() -> None:
-    def tokenizer(text: str, **_: object) -> dict[str, list[int]]:
-        return {"input_ids": list(range(len(text.split())))}
-
-    split.check_length(running(["a b c ", "d e f "]), tokenizer, 6)
-    with pytest.raises(ValueError, match="test holds 6 tokens, less than one window of 7"):
-        split.check_length(running(["a b c ", "d e f "]), tokenizer, 7, "test")

@@ -1,6 +1,7 @@
 """Contests that are killed or interrupted, as processes of their own."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from etude.compress.planted import plant
 
+FEW = ("gptq", "svd", "magnitude", "block_drop")
 SCRIPT = Path(__file__).parents[1] / "scripts" / "kill_contest.py"
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 
@@ -53,6 +55,22 @@ def test_ctrl_c_stops_a_contest_with_130_and_says_how_to_go_on(tmp_path):
     while (left := members(contest.pid)) and time.monotonic() < until:
         time.sleep(0.1)
     assert not left, "processes outlived the contest"
+
+
+def test_a_disk_that_fills_up_stops_with_one_line_and_loses_nothing(tmp_path):
+    brought = plant(tmp_path, steps=5)
+    flags = [f"--{name}={value}" for name, value in (brought | {"out": str(tmp_path / "out")}).items()]
+    command = [sys.executable, "-m", "etude", "compare", "round_to_nearest", *flags, *(f"--without={name}" for name in FEW)]
+    home = os.environ | {"ETUDE_HOME": str(tmp_path / "home")}
+
+    def little_room():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    full = subprocess.run(command, env=home, preexec_fn=little_room, capture_output=True, text=True, check=False)
+    assert full.returncode == 1 and "the disk is full" in full.stderr and "set ETUDE_HOME" in full.stderr, full.stdout + full.stderr
+    assert "Traceback" not in full.stderr and not (tmp_path / "out" / "results.json").exists()
+    again = subprocess.run(command, env=home, capture_output=True, text=True, check=False)
+    assert again.returncode == 0 and (tmp_path / "out" / "results.json").exists(), again.stderr
 
 
 def members(group):

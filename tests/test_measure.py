@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from etude.data.contract import Text
 from etude.measure.contract import Items, number
-from etude.measure.cost import decode_speed, folder_bytes, load_seconds, timings
+from etude.measure.cost import decode_speed, folder_bytes, timings
 from etude.measure.quality import (
     answer_nll,
     choice_accuracy,
@@ -210,4 +210,3 @@ def test_costs_are_positive_and_bytes_are_those_on_disk(tmp_path):
     found = timings(tiny("gpt2", context=32), seconds=0.2)
     assert found.prefill_speed > 0 and found.decode_speed > 0 and found.threads == torch.get_num_threads()
     assert decode_speed(tiny(), seconds=0.05) > 0
-    assert load_seconds(lambda: sum(range(1000)), seconds=0.05) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ QUIET = {  # libraries that would draw over our lines, or call home
     "TRANSFORMERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
 }
+FULL = re.compile(r"(os error|Errno) (27|28|122)\b")  # EFBIG, ENOSPC, EDQUOT
 EXTRAS = {
     "trl": "align",
     "sentence_transformers": "retrieve",
@@ -81,6 +83,9 @@ def sentence(error: BaseException) -> str:
         how = f"-e '.[{extra}]' in your clone" if extra else error.name
         return f"{error.name} is not installed: pip install {how}"
     text = " ".join(str(error).split())
+    if FULL.search(text):
+        way = "free space, or set ETUDE_HOME and --out to another disk; the same command goes on"
+        return f"the disk is full, or a file may not grow further ({text}): {way}"
     if isinstance(error, MemoryError):
         return "out of memory: lower --jobs, or bring a smaller model"
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}"

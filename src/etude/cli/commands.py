@@ -221,8 +221,8 @@ def apply(
     request = Request(out=target, brought={key: str(value) for key, value in rest.items() if value is not None}, **known)
     check_free(target, request.force)
     if results is not None:
-        if options or request.brought:
-            raise ValueError("--from takes method, options, model and data from the contest: leave them out")
+        if options or request.brought or request.dtype or request.device != "cpu" or request.revision:
+            raise ValueError("--from hands over what the contest measured: leave method, options, model, data, --dtype, --device and --revision out")
         if request.dry_run:
             say(f"would write what {results} recommends to {target}")
             return Outcome(target, {"dry_run": True, "out": str(target)})
@@ -290,8 +290,12 @@ def check_free(out: Path, force: bool) -> None:
     if held and not force:
         raise ValueError(f"--out {out} holds {', '.join(held[:3])}{'...' if len(held) > 3 else ''}: give a new folder, or --force to write into it")
     above = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ValueError(f"--out {out} cannot be written ({above} is not a folder you may write to): give another one")
+    try:
+        probe = above / f".etude-{uuid4().hex[:8]}"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise ValueError(f"--out {out} cannot be written ({above} is not a folder you may write to: {error.strerror}): give another one") from error
 
 
 def deliver(source: Path, out: Path, files: Mapping[str, str], force: bool) -> None:

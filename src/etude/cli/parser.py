@@ -167,7 +167,7 @@ def _compare(parser: Parser, argv: Sequence[str]) -> None:
     add_brought(parser, families)
     parser.add_argument("--test", metavar="DATA", help="a file of your own on which the report's numbers are measured")
     judging = parser.add_argument_group("what wins")
-    budget = 'limit of a cost, repeatable: 0.5 (of the reference), 120MB, 60s, "2x faster"; default: no limit but --max-loss'
+    budget = f"limit of a cost, repeatable; {limits_of(families)}; default: no limit but --max-loss"
     judging.add_argument("--budget", action="append", default=[], metavar="LIMIT", help=budget)
     judging.add_argument(
         "--max-loss", metavar="SHARE", help=f"quality that may be lost against the reference, for instance 5%%; default {_safe(losses(families))}"
@@ -182,8 +182,15 @@ def _compare(parser: Parser, argv: Sequence[str]) -> None:
     judging.add_argument("--dev", action="store_true", help="stop before the test part is opened")
     judging.add_argument("--with-samples", action="store_true", help="show two samples a contender; the report then holds text of yours")
     add_running(parser)
-    parser.add_argument("--jobs", type=counting, help="quality runs at once (default: 2, or the cores there are)")
+    parser.add_argument("--jobs", type=counting, help="quality runs at once, one thread each (default: the cores there are)")
     parser.add_argument("--out", metavar="DIR", help="for results.json and report.html; the same contest resumes (default: etude-out/...)")
+
+
+def limits_of(families: Sequence[str]) -> str:
+    """The limits that each family's contest knows, as a user writes them."""
+    examples = {"share": "0.5 (of the reference)", "bytes": "120MB", "seconds": "60s", "faster": "'2x faster'", "tokens": "5000tokens"}
+    known = {contest.family: [examples[form] for form in contest.budget_axes] for family in families for contest in catalogue.contests(family)}
+    return "; ".join(f"{family}: {', '.join(forms)}" for family, forms in known.items())
 
 
 def losses(families: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHARES = (0.7, 0.1, 0.1, 0.1)  # train, validation, choice, test
 ROTATED = ("smollm2-rotated",)  # embedded models off their grid: a rotation moves the grid's rounding noise, it does not remove it
+ROWS = 200  # labelled rows that are judged at most
 SETTINGS = {"tokens": 4096, "window": 512, "block": 128}
 
 
@@ -132,8 +133,10 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
         from etude.measure.quality import unigram_entropy
 
         if Rows in held_out:
-            labels = Counter(held_out[Rows].column("label" if "label" in held_out[Rows].roles else "answer"))
-            return max(labels.values()) / sum(labels.values())
+            rows = held_out[Rows]
+            labels = Counter(list(rows.column("label" if "label" in rows.roles else "answer"))[:ROWS])
+            chance = [1 / len(offered) for offered in rows.column("choices")[:ROWS]] if "choices" in rows.roles else []
+            return max([max(labels.values()) / sum(labels.values()), *([sum(chance) / len(chance)] if chance else [])])
         return unigram_entropy(held_out[Text])
 
     def reference_cost(self, run: Run) -> float | None:
@@ -188,11 +191,19 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
         seconds = {"build": 3 * forward + size / 2e7, "measure": 1.5 * forward + 3, "time": 8.0, "search": self.trials * forward / 2}
         return Estimate(seconds[step], 6 * size + 6e8, 2.5 * size if step == "build" else 0.0)
 
-    def check(self, parts: Split, run: Run) -> None:
-        from etude.measure.quality import windows_of
+    def check(self, parts: Split, run: Run) -> list[str]:
+        from etude.measure.quality import longer_than, windows_of
 
+        tokenizer, context, notes = load_tokenizer(run.path("model")), context_length(run.path("model")), list[str]()
+        window = min(SETTINGS["window"], context)
         if Text in parts:
-            windows_of(load_tokenizer(run.path("model")), parts[Text], SETTINGS["window"], SETTINGS["window"])
+            windows_of(tokenizer, parts[Text], window, window)
+        if Rows in parts:
+            rows = parts[Rows]
+            notes = [f"labels and answers are judged on {ROWS} of the {len(rows)} rows"] if len(rows) > ROWS else []
+            long = longer_than(tokenizer, rows.column("text" if "text" in rows.roles else "prompt")[:ROWS], context)
+            notes += [f"{long} texts are longer than the model's context of {context} tokens: their beginnings are cut off"] if long else []
+        return notes
 
 
 def load_model(folder: Path, run: Run) -> PreTrainedModel:
@@ -203,7 +214,11 @@ def load_model(folder: Path, run: Run) -> PreTrainedModel:
     import etude.nn.hosts
 
     etude.nn.hosts.install()
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, run.dtype), local_files_only=True)
+    model: Any
+    model, told = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, run.dtype), local_files_only=True, output_loading_info=True)
+    if told["missing_keys"]:
+        first = ", ".join(sorted(told["missing_keys"])[:3])
+        raise ValueError(f"the weights of the model lack {len(told['missing_keys'])} tensors ({first}...): fetch or save its folder again")
     model.to(torch.device(run.device))
     loaded: PreTrainedModel = model.eval()
     return loaded
@@ -228,6 +243,18 @@ def parameters(folder: Path, config: Mapping[str, Any]) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+def context_length(folder: Path) -> int:
+    """The longest sequence that the model's positions allow, from its configuration."""
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig
+
+    from etude.measure.quality import context_of
+
+    stand_in: Any = SimpleNamespace(config=AutoConfig.from_pretrained(folder, local_files_only=True))
+    return context_of(stand_in, 1 << 30)
+
+
 def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Any:
     """Share of rows whose right answer is the likeliest of the candidates, as Items by row."""
     from etude.measure.quality import choice_accuracy
@@ -239,7 +266,7 @@ def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: R
         labels = [str(label) for label in rows.column("label" if "label" in rows.roles else "answer")]
         names = sorted(set(labels))
         choices, right = [names] * len(prompts), [names.index(label) for label in labels]
-    return choice_accuracy(model, tokenizer, prompts[:200], choices[:200], right[:200])
+    return choice_accuracy(model, tokenizer, prompts[:ROWS], choices[:ROWS], right[:ROWS])
 
 
 CONTESTS = (LanguageModels,)

@@ -112,9 +112,13 @@ class Journal:
     """Finished trials of a search, appended to a JSONL file: a search that is started again does not repeat them.
 
     The report draws the tuning curve from it. Without a path it lives in memory.
+
+    Attributes:
+        chosen: what the search settled on, in words; the technique writes it.
     """
 
     def __init__(self, path: Path | None = None) -> None:
+        self.chosen = ""
         self.path, self.trials = path, list[dict[str, Any]]()
         if path and path.exists():
             lines = path.read_text().split("\n")[:-1]  # what follows the last newline was torn by a kill

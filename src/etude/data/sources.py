@@ -70,6 +70,15 @@ def source_digest(spec: str) -> str:
     return digest_of(path) if path.exists() else digest_json([spec, _commit(spec)])
 
 
+def read_as(spec: str) -> list[str]:
+    """How a file is read, by its name and content: form and delimiter; nothing for what is no file."""
+    path = Path(spec).expanduser()
+    if corpora.known(spec) or not path.is_file():
+        return []
+    source = detect(path)
+    return [source.form, str(source.delimiter)]
+
+
 def from_file(path: Path, say: Say = print) -> tuple[Dataset, bool]:
     """The rows of one file; what was read before is not read again."""
     from etude.data import arrow

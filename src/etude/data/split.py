@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from etude.data.contract import Part
 
@@ -101,22 +101,8 @@ def deduplicate(part: P, say: Say = print) -> P:
     gone = len(part) - len(first)
     if not gone:
         return part
-    say(f"{gone} of {len(part)} rows of {type(part).__name__} repeat an earlier one and are left out")
+    say(f"{gone} of {len(part)} rows repeat an earlier one and are left out")
     return _take(part, np.sort(first))
-
-
-def check_length(part: Part, tokenizer: Any, window: int, what: str = "evaluation") -> None:
-    """Refuse text that does not fill one window.
-
-    Raises:
-        ValueError: says how many tokens there are and how many are needed.
-    """
-    count = 0
-    for text in part.column("text"):
-        count += len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        if count >= window:
-            return
-    raise ValueError(f"the text for {what} holds {count} tokens, less than one window of {window}: bring more text")
 
 
 def _question(part: Part, group: str | None) -> list[str]:

@@ -15,7 +15,7 @@ from etude.harness.inputs import Inputs, gather
 from etude.harness.machine import cores
 from etude.harness.recommend import Case, recommend
 from etude.harness.referee import CHOOSING, Measured, Referee
-from etude.harness.request import Entrant, Progress, Request, claim_out, contest_for, entrants_of
+from etude.harness.request import Entrant, Progress, Request, check_machine, check_out, claim_out, contest_for, entrants_of
 from etude.harness.results import assemble
 from etude.harness.runner import Job, Runner
 from etude.harness.store import Store, lock
@@ -32,26 +32,29 @@ def compete(request: Request, say: Say, progress: Progress | None = None) -> dic
     """
     contest = contest_for(request)
     entrants = entrants_of(request, contest)
+    check_machine(request)
     inputs = gather(request, contest, say)
     refuse_needs(entrants, inputs)
     identity = identity_of(request, contest, entrants, inputs)
-    if not request.dry_run:
-        claim_out(request, identity)
+    runner = Runner(Store(home() / "etude.sqlite"), jobs=request.jobs or cores(), progress=progress)
+    referee = Referee(request, contest, inputs, runner, progress, identity)
+    check_out(request, identity)
     with nullcontext() if request.dry_run else lock(request.out):
-        runner = Runner(Store(home() / "etude.sqlite"), jobs=request.jobs or cores(), progress=progress)
-        referee = Referee(request, contest, inputs, runner, progress, identity)
+        if not request.dry_run:
+            claim_out(request, identity)
         for entrant in entrants:
             if entrant.file:
                 referee.single(referee.run("check", entrant))
-        referee.study_subject()
+        for note in referee.study_subject():
+            say(note)
         announce_plan(referee, entrants, say)
         if request.dry_run:
             return {"dry_run": True, "contenders": [entrant.label for entrant in entrants], "identity": identity}
         results = sealed(run_contest(referee, entrants, say))
-    write_text(request.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    from etude.harness.report import write
+        write_text(request.out / "results.json", json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        from etude.harness.report import write
 
-    write(results, request.out)
+        write(results, request.out)
     return results
 
 
@@ -155,8 +158,9 @@ def announce_plan(referee: Referee, entrants: list[Entrant], say: Say) -> None:
     memory, disk = jobs * max(e.memory for e in each.values()), builds * each["build"].disk
     say(f"{contest.title}: {len(entrants)} contenders ({', '.join(entrant.label for entrant in entrants)})")
     say(
-        f"about {builds} builds and measurements on {jobs} worker{'s' if jobs > 1 else ''}, seed {CHOOSING} to choose and {seeds} to report: "
-        f"about {max(1, round(seconds / 60))} min, {memory / 1e9:.1f} GB of memory, at most {disk / 1e9:.1f} GB of disk in {home()}"
+        f"in {referee.dtype}, about {builds} builds and measurements on {jobs} worker{'s' if jobs > 1 else ''}, "
+        f"seed {CHOOSING} to choose and {seeds} to report: about {max(1, round(seconds / 60))} min, "
+        f"{memory / 1e9:.1f} GB of memory, at most {disk / 1e9:.1f} GB of disk in {home()}"
     )
     for limit in referee.limits:
         base = referee.reference_cost if limit["form"] == "share" else None
@@ -190,6 +194,7 @@ def apply(
         raise ValueError(f"{name} is a {entry.role} and cannot be applied on its own")
     contest: Contest[Any, Any] = catalogue.contest(request.family or entry.enters[0])
     catalogue.make(entry, options)
+    check_machine(request)
     inputs = gather(request, contest, say, whole=True)
     runner = Runner(Store(home() / "etude.sqlite"), jobs=1, progress=progress)
     referee = Referee(request, contest, inputs, runner, progress)

@@ -254,5 +254,6 @@ class Contest(ABC, Generic[Subject, Contender]):
         """What one run of this step ("build", "measure", "time") is expected to take."""
         return Estimate(1.0, 0.5e9, 0.0)
 
-    def check(self, parts: Split, run: Run) -> None:
-        """Refuse data that cannot be used with what else was brought (less text than one window), with a ValueError."""
+    def check(self, parts: Split, run: Run) -> list[str]:
+        """What is to be said aloud of this data with this subject; refuses, with a ValueError, what cannot be used (less text than one window)."""
+        return []

@@ -14,6 +14,7 @@ from etude.data.cache import artifact, digest_json, digest_of, store_folder
 from etude.data.contract import Split
 from etude.harness.contract import Contest
 from etude.harness.request import Request
+from etude.harness.steps import load_function
 
 NAMES = ("train", "validation", "choice", "test")
 
@@ -60,7 +61,7 @@ def gather(request: Request, contest: Contest[Any, Any], say: Callable[[str], No
             about["model"] = {"name": brought[need.name], "digest": digests["model"]}
     parts = load(brought["data"], contest, request.columns, aloud)
     rows = {name: len(part) for name, part in zip(parts.parts, parts.parts.values(), strict=True)}
-    key = [sources.source_digest(brought["data"]), request.columns, contest.family, contest.name]
+    key = [sources.source_digest(brought["data"]), sources.read_as(brought["data"]), request.columns, contest.family, contest.name]
     digests |= save_splits(request, contest, parts, key, aloud, whole)
     about["data"] = {
         "name": brought["data"],
@@ -74,6 +75,7 @@ def gather(request: Request, contest: Contest[Any, Any], say: Callable[[str], No
         path, _, metric = request.metric.rpartition(":")
         if not Path(path).is_file() or not metric.isidentifier():
             raise ValueError(f"--metric {request.metric!r}: give FILE.py:FUNCTION, with a file that is there")
+        load_function(Path(path), metric)
 
         def copy(folder: Path) -> None:
             shutil.copyfile(path, folder / "metric.py")
@@ -84,8 +86,14 @@ def gather(request: Request, contest: Contest[Any, Any], say: Callable[[str], No
 
 def load(spec: str, contest: Contest[Any, Any], columns: dict[str, str], say: Callable[[str], None]) -> Split:
     """The parts of one source, duplicates dropped aloud."""
-    parts = sources.load(spec, contest.kinds, columns, say)
-    return Split(*(part if part.running else split.deduplicate(part, say) for part in parts.parts.values()))
+    parts, known = sources.load(spec, contest.kinds, columns, say), set[str]()
+
+    def once(line: str) -> None:
+        if line not in known:  # rows that are text as well are the same rows
+            say(line)
+        known.add(line)
+
+    return Split(*(part if part.running else split.deduplicate(part, once) for part in parts.parts.values()))
 
 
 def save_splits(
@@ -96,7 +104,7 @@ def save_splits(
     sources_of = dict.fromkeys(splits, "")
     for name, spec in (("validation", request.validation), ("test", request.test), ("train", request.calibration)):
         if spec and name in splits:
-            splits[name], sources_of[name] = load(spec, contest, request.columns, say), sources.source_digest(spec)
+            splits[name], sources_of[name] = load(spec, contest, request.columns, say), sources.source_digest(spec) + str(sources.read_as(spec))
     for name, piece in splits.items():
         for part in piece.parts.values():
             if len(part) == 0:
@@ -115,7 +123,7 @@ def adopt(folder: Path) -> str:
     """Make a folder of the user's reachable by its digest, through a link."""
     digest = digest_of(folder)
     target = artifact(digest)
-    if not target.exists():
+    if target.is_symlink() or not target.exists():  # an older link may point to a folder that has changed since
         target.parent.mkdir(parents=True, exist_ok=True)
         link = target.with_name(f".{digest}.{os.getpid()}")
         link.unlink(missing_ok=True)

@@ -123,7 +123,9 @@ class Case:
         if floor is None or not math.isfinite(floor):
             return self.measured
         levels = [level_of(c.quality) for c in self.measured]
-        ps = holm([level.p(floor) for level in levels])
+        raw = [level.p(floor) for level in levels]
+        others = iter(holm([p for c, p in zip(self.measured, raw, strict=True) if c is not self.reference]))
+        ps = [p if c is self.reference else next(others) for c, p in zip(self.measured, raw, strict=True)]  # the model itself is asked first
         return [c for c, level, p in zip(self.measured, levels, ps, strict=True) if p < ALPHA and self.sign * (floor - level.difference) > self.noise]
 
     def tied(self, a: Competitor, b: Competitor) -> bool:

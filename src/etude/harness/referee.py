@@ -15,6 +15,7 @@ from etude.harness.contract import Contest, Run
 from etude.harness.display import shown
 from etude.harness.inputs import Inputs
 from etude.harness.machine import cores, machine
+from etude.harness.recommend import speed_axis
 from etude.harness.request import Entrant, Progress, Request, parse_budget, parse_share
 from etude.harness.runner import Job, Runner
 from etude.harness.store import Record
@@ -88,11 +89,14 @@ class Referee:
             raise ValueError(record.reason)
         return record
 
-    def study_subject(self) -> None:
-        """What there is to know of the subject before anything is planned."""
+    def study_subject(self) -> list[str]:
+        """Find out what there is to know of the subject before anything is planned; what is to be said aloud is returned."""
         value = self.single(self.run("facts", inputs=self.inputs.pick("model", "train", "choice", "test"))).value
         name = self.inputs.about.get("model", {}).get("name", "")
         self.facts, self.reference_cost, self.flops = value["facts"] | {"name": name}, value["reference_cost"], value["flops"]
+        notes: list[str] = value["notes"]
+        self.inputs.about["data"]["notes"] += notes
+        return notes
 
     def points(self, entrants: list[Entrant]) -> None:
         """Ask every contender for its operating points."""
@@ -110,7 +114,8 @@ class Referee:
         for entrant in entrants:
             record = records[runs[entrant.label]]
             entrant.points = record.value["points"] if record.status == "done" else []
-            entrant.error = record.reason if record.status != "done" else "" if entrant.points else "it offers no operating point for this budget"
+            entrant.error = record.reason if record.status != "done" else ""
+            entrant.left_out = "it offers no operating point for this model and budget" if not entrant.error and not entrant.points else ""
 
     def measure(self, wanted: list[tuple[Entrant, dict[str, Any], int]], held_out: str, again: int = 0) -> list[Measured]:
         """Build each (contender, options, seed) and measure it on a held-out part; what the store has is not done again."""
@@ -226,7 +231,9 @@ class Referee:
         reference, main = self.reference["choice"], self.contest.costs[0]
         inside = [i for i in good if self.inside(tried[i].metrics, reference)]
         by_loss = {i: self.loss(tried[i].metrics, reference) for i in good}
-        by_cost = {i: getattr(tried[i].metrics, main, 0.0) for i in good}
+        axis = main if self.request.prefer != "speed" else speed_axis({name: vars(one) for name, one in self.contest.axes.items()}, main)
+        sign = 1.0 if self.contest.axes[axis].better == "lower" else -1.0
+        by_cost = {i: sign * getattr(tried[i].metrics, axis, sign * math.inf) for i in good}
         cheapest_first = self.request.prefer is not None or not self.limits
         if inside:
             return min(inside, key=lambda i: (by_cost[i], by_loss[i]) if cheapest_first else (by_loss[i], by_cost[i]))

@@ -63,7 +63,7 @@ class Progress(Protocol):
 
 @dataclass
 class Entrant:
-    """A contender in a contest: its entry, the options the user set, and the digest of its file where it is the user's own."""
+    """A contender in a contest: its entry, the options the user set, the digest of its file where it is the user's own, why it does not run."""
 
     label: str
     entry: catalogue.Entry
@@ -72,6 +72,7 @@ class Entrant:
     points: list[dict[str, Any]] = field(default_factory=list)
     chosen: int = -1
     error: str = ""
+    left_out: str = ""
 
     @property
     def inputs(self) -> tuple[tuple[str, str], ...]:
@@ -165,19 +166,50 @@ def parse_share(text: str, flag: str) -> float:
     return value
 
 
-def claim_out(request: Request, identity: str) -> None:
-    """Make `--out` this contest's folder, or refuse it."""
-    out, mark = request.out, request.out / "contest.json"
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_machine(request: Request) -> None:
+    """Refuse a dtype or device that is not there, before any work."""
+    if request.dtype not in (None, *DTYPES):
+        raise ValueError(f"--dtype {request.dtype}: give {', '.join(DTYPES)}{catalogue.nearest(str(request.dtype), DTYPES)}")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", request.device):
+        raise ValueError(f"--device {request.device}: give cpu, cuda or cuda:N")
+    if request.device != "cpu":
+        import torch
+
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(request.device.partition(":")[2] or 0) >= there:
+            raise ValueError(f"--device {request.device}: this machine has {there} CUDA devices; leave it out to use the processor")
+    model = request.brought.get("model", "")
+    if request.revision and (not model or Path(model).expanduser().exists() or "/" not in model):
+        raise ValueError(f"--revision {request.revision} is of a model on the hub, and {model or 'none'} was brought: leave it out")
+
+
+def held_by(out: Path) -> str | None:
+    """The identity of the contest whose folder this is."""
+    mark = out / "contest.json"
+    return json.loads(mark.read_text()).get("identity") if mark.exists() else None
+
+
+def check_out(request: Request, identity: str) -> None:
+    """Refuse an `--out` that holds anything but this contest; a contest that never finished makes room."""
+    out = request.out
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: give a folder")
-    held = json.loads(mark.read_text()).get("identity") if mark.exists() else None
+    held = held_by(out)
     inside = [path.name for path in out.iterdir() if path.name not in ("lock", "contest.json")] if out.exists() else []
     if inside and held != identity and not request.force:
         what = "another contest" if held else f"other things ({', '.join(sorted(inside)[:3])}...)"
         raise ValueError(f"--out {out} holds {what}: give another folder, or --force to write into it")
+
+
+def claim_out(request: Request, identity: str) -> None:
+    """Make `--out` this contest's folder; whoever calls holds its lock."""
+    out, mark = request.out, request.out / "contest.json"
+    check_out(request, identity)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        if held != identity:
+        if held_by(out) != identity:
             for name in ("results.json", "report.html"):
                 (out / name).unlink(missing_ok=True)
         (out / "contest.json.part").write_text(json.dumps({"identity": identity, "command": request.command}))

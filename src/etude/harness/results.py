@@ -98,7 +98,7 @@ def contender(referee: Referee, entrant: Entrant, tried: list[Measured], seeds: 
     chosen = tried[entrant.chosen] if entrant.chosen >= 0 else None
     records = [record for one in [*tried, *seeds] for record in one.records]
     summary = summarise([one.metrics for one in good])
-    errors = [entrant.error, *(one.error for one in [*seeds, *tried] if one.error)] if not good else [""]
+    errors = [entrant.error, entrant.left_out, *(one.error for one in [*seeds, *tried] if one.error)] if not good else [""]
     entry = entrant.entry
     return {
         "name": entrant.label,

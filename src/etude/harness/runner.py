@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
-from etude.data.cache import artifact
+from etude.data.cache import artifact, scratch
 from etude.harness.contract import Run
 from etude.harness.machine import PERIOD, Sampler, cards, machine, versions
 from etude.harness.store import Record, Store, identity
@@ -93,7 +92,7 @@ class Runner:
         """
         with ExitStack() as stack:
             interrupted = stack.enter_context(_interrupts())
-            log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="etude-")))
+            log = stack.enter_context(scratch())  # on the cache's disk, where what a killed process left is swept
             session = _Session(self, then, whole, log, stack.enter_context(Sampler()))
             session.submit(jobs)
             try:

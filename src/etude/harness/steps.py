@@ -65,7 +65,8 @@ def build(run: Run, folder: Path | None) -> dict[str, Any]:
     contest = contest_of(run)
     journal = Journal(journal_path(run))
     contest.build(contender_of(run), contest.subject(run), replace(contest.data(run), journal=journal), folder)
-    return {"tuning": journal.trials, "describe": contest.describe(folder)}
+    found = {"its search chose": journal.chosen} if journal.chosen else {}
+    return {"tuning": journal.trials, "describe": contest.describe(folder) | found}
 
 
 def journal_path(run: Run) -> Path:
@@ -153,12 +154,11 @@ def others() -> Iterator[list[float]]:
 
 def facts(run: Run, folder: Path | None) -> dict[str, Any]:
     """What is to be known of the subject before the contest starts; data that cannot be used is refused here."""
-    contest = contest_of(run)
-    if "choice" in dict(run.inputs):
-        for name in ("choice", "test"):
-            contest.check(Split.load(run.path(name)), run)
+    contest, notes = contest_of(run), list[str]()
+    for name in ("choice", "test") if "choice" in dict(run.inputs) else ():
+        notes += [f"{name}: {note}" for note in contest.check(Split.load(run.path(name)), run)]
     cost = contest.reference_cost(run)
-    return {"facts": contest.facts(run), "reference_cost": cost, "flops": flops(run.dtype)}
+    return {"facts": contest.facts(run), "reference_cost": cost, "flops": flops(run.dtype), "notes": notes}
 
 
 def flops(dtype: str, seconds: float = 0.2) -> float:

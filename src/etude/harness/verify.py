@@ -165,7 +165,9 @@ def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
 def check_seal(document: Mapping[str, Any]) -> Iterator[str]:
     """A difference where the document is not what was sealed."""
     found = sealed(document)["seal"]
-    if document.get("seal", found) != found:
+    if "seal" not in document:
+        yield "seal: missing: something in this file was changed after it was written"
+    elif document["seal"] != found:
         yield f"seal: recorded {document['seal']}, but the contents give {found}: something in this file was changed after it was written"
 
 

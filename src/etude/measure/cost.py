@@ -36,12 +36,6 @@ def folder_bytes(folder: Path) -> int:
     return sum(sizes.values())
 
 
-def load_seconds(load: Callable[[], Any], seconds: float = 1.5, most: int = 5) -> float:
-    """Median time of `load()` after one warm-up (imports and the disk's cache), within about `seconds`, at least one repeat."""
-    load()
-    return statistics.median(_repeat(load, seconds, most))
-
-
 def prefill_speed(model: PreTrainedModel, tokens: int = 512, seconds: float = 2.0) -> float:
     """Tokens a second of one forward pass over a prompt of `tokens` tokens, batch 1, logits of the last token only where the model can."""
     ids = _prompt(model, context_of(model, tokens))

@@ -317,6 +317,11 @@ def _scored(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) ->
     return scored
 
 
+def longer_than(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], limit: int) -> int:
+    """How many of these texts hold more tokens than `limit`."""
+    return sum(len(tokenizer(text or "", add_special_tokens=False, verbose=False)["input_ids"]) > limit for text in texts)
+
+
 def answer_nll(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], answers: Sequence[str], ids: Sequence[object] | None = None
 ) -> Items:

@@ -186,5 +186,6 @@ def _positive(role: str, values: Any) -> Array:
         except (TypeError, ValueError):
             numbers[i] = np.nan
         if not (np.isfinite(numbers[i]) and numbers[i] > 0):
-            raise ValueError(f"row {i + 1}: {role} is {value}, it must be a positive number: correct or remove the row")
+            told = "missing or not a number" if value is None else value
+            raise ValueError(f"row {i + 1}: {role} is {told}, it must be a positive number: correct or remove the row")
     return numbers

@@ -177,10 +177,11 @@ class ScalingLaws(Contest[Table, "Fits"]):
     def estimate(self, facts: Mapping[str, Any], step: str) -> Estimate:
         return Estimate({"build": 4.0, "measure": 1.0, "time": 6.0, "search": 4.0}.get(step, 2.0), 5e8, 5e5 if step == "build" else 0.0)
 
-    def check(self, parts: Split, run: Run) -> None:
+    def check(self, parts: Split, run: Run) -> list[str]:
         from etude.study._runs import read
 
         read(parts[Table])
+        return []
 
 
 def joined(parts: list[Table]) -> Table:

@@ -108,6 +108,8 @@ class Laser:
             score = validation_score(data, self.tokens, self.rows)
             grid = candidates(found, (self.rho,) if self.rho is not None else RHOS)
             chosen = search(model, grid, score, data.journal, self.trials, self.compose)
+            told = ", ".join(f"{one.name} at rho {one.rho:g}" for one in chosen)
+            data.journal.chosen = told or f"nothing: of {len(data.journal.trials)} trials none was better than the untouched model on validation data"
         for intervention in chosen:
             reduce(model, intervention, self.dense)
         return model

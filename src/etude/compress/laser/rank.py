@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from etude.data.cache import memo
-from etude.nn.factored import FactoredLinear, factorize, saves
+from etude.nn.factored import factorize, saves
 from etude.nn.surgery import replace_module, set_weight, weight_of
 
 MEMOISED = 1 << 16  # matrices from this many numbers on are decomposed once on this disk
@@ -128,8 +128,3 @@ def intervened(model: nn.Module, interventions: Sequence[Intervention]) -> Itera
             weights.append((name, low_rank(decompose(weight, name), rank_of(rho, *weight.shape))))
     with replaced(model, weights):
         yield
-
-
-def is_factored(module: nn.Module) -> bool:
-    """Whether the layer is already stored as two factors."""
-    return isinstance(module, FactoredLinear)

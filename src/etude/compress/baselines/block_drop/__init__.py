@@ -61,8 +61,8 @@ class BlockDrop:
         """Operating points in whole blocks: half of the way to the budget, and all of it; without one, half of `share` and all of it."""
         total, left = len(find_blocks(subject)[1]), left_for_blocks(budget, subject)
         most = self.share * total if left >= 1 else ceil((1 - max(left, 0)) * total - 1e-6)
-        most = min(round(most), total - max(1, self.protect_first))
-        return [replace(self, share=count / total) for count in sorted({(most + 1) // 2, most}) if count > 0] or [self]
+        most = min(max(1, round(most)), total - max(1, self.protect_first))
+        return [replace(self, share=count / total) for count in sorted({(most + 1) // 2, most}) if count > 0]
 
     def compress(self, model: PreTrainedModel, data: Data) -> PreTrainedModel:
         """Remove the least influential blocks of `model`, in place, and return it.
