@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-TIMED = {"created", "wall", "memory", "load", "prefill", "decode", "machine", "run_ids", "jobs", "command", "seal"}
+TIMED = {"created", "other_load", "wall", "memory", "load", "prefill", "decode", "machine", "run_ids", "jobs", "command", "seal"}
 
 
 def main() -> int:

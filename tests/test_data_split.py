@@ -130,7 +130,7 @@ def test_duplicates_are_dropped_and_counted_aloud() -> None:
     values = [*labelled(5), {"text": "text 1", "label": 1}, {"text": "text 1", "label": 2}, {"text": "text 4", "label": 1}]
     kept = split.deduplicate(rows(values), heard.append)
     assert kept.dataset.to_list() == [*values[:5], {"text": "text 1", "label": 2}]
-    assert heard == ["2 of 8 rows of Rows repeat an earlier one and are left out"]
+    assert heard == ["2 of 8 rows repeat an earlier one and are left out"]
     assert split.deduplicate(kept, heard.append) is kept and len(heard) == 1
 
 

@@ -197,7 +197,7 @@ def recorded(dice: random.Random, tmp_path: Path) -> Path:
     for row in case["contenders"]:
         row["summary"] = summarise([Metrics.from_json(seed["metrics"]) for seed in row["seeds"]])
     path = tmp_path / "results.json"
-    path.write_text(json.dumps(case | {"schema": 1, "recommendation": recommend(case)}))
+    path.write_text(json.dumps(verify.sealed(case | {"schema": 1, "recommendation": recommend(case)})))
     return path
 
 
