@@ -18,7 +18,7 @@ from typing import NamedTuple
 from etude.measure.contract import Items
 
 LEVEL, DRAWS = 0.95, 1000
-HOPELESS = "no amount that is worth having: more than a thousand times the data, the difference being so small against its spread"
+HOPELESS = "not even a thousand times the data"
 
 
 def t_quantile(df: float, level: float = LEVEL) -> float:

@@ -9,7 +9,7 @@ below the noise of the reference measured twice counts. Costs that differ by les
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -75,6 +75,10 @@ class Case:
             return None
         numbers = {key: mean([number(run[key]) for run in runs if key in run]) for key, v in runs[0].items() if not isinstance(v, list)}
         return Competitor(row["name"], row.get("options") or {}, row.get("mark") or "", bool(row.get("deterministic")), quality, numbers)
+
+    def title(self, axis: str) -> str:
+        """An axis as it is called in a sentence."""
+        return str(self.results["axes"].get(axis, {}).get("title") or axis)
 
     def lower_is_better(self, axis: str) -> bool:
         """Whether less of an axis is better; costs are, unless the axis says otherwise."""
@@ -170,7 +174,7 @@ def recommend(results: Mapping[str, Any]) -> dict[str, Any]:
         "sentence": given_up(case, chosen),
         "command": command(case),
         "comparisons": [comparison(test, p) for test, p in zip(tests, ps, strict=True)],
-        "more": "; ".join(f"{test.against}: {test.more}" for test in tests if test.against in names),
+        "more": grouped((test.more, test.against) for test in tests if test.against in names),
         "provisional": provisional(case, [winner, chosen, *close]),
     }
 
@@ -233,6 +237,14 @@ def against_cheapest(case: Case, winner: Competitor, other: Competitor) -> Test:
 # ---- words ----
 
 
+def grouped(said: Iterable[tuple[str, str]]) -> str:
+    """What is said of several by the same words, said once: "a, b: words; c: other words"."""
+    names = dict[str, list[str]]()
+    for words, name in said:
+        names.setdefault(words, []).append(name)
+    return "; ".join(f"{', '.join(each)}: {words}" for words, each in names.items())
+
+
 def percent(share: float) -> str:
     """0.02 as "2 %"."""
     return f"{100 * share:.3g} %"
@@ -263,12 +275,12 @@ def line(case: Case, winner: Competitor, chosen: Competitor, close: Sequence[str
     known = case.reference is not None and chosen is not case.reference and number(case.reference.quality[0]) != 0
     loss = f", {loss_text(case, chosen)} against {case.reference.name}" if known and case.reference else ""
     title = {"size": "smallest", "speed": "fastest"}.get(str(case.prefer), "smallest" if case.cost == "bytes" else "cheapest")
-    asked = f"the {title} within {percent(case.max_loss)} of {case.results['reference']}" if case.cheapest else f"the best {case.metric}"
+    asked = f"the {title} within {percent(case.max_loss)} of {case.results['reference']}" if case.cheapest else f"the best {case.title(case.metric)}"
     asked += " inside the budget" if case.limits else ""
     if close:
         everyone = [winner.name, *close]
         both = f"{', '.join(everyone[:-1])} and {everyone[-1]}"
-        axis_title = case.results["axes"].get(axis, {}).get("title") or axis
+        axis_title = case.title(axis)
         return f"Too close to call: {both} for {asked}; {chosen.name} is taken, best in {axis_title} of those that qualify{cost}{loss}"
     return f"Recommended: {chosen.name}, {asked}{cost}{loss}"
 
@@ -280,9 +292,11 @@ def given_up(case: Case, c: Competitor) -> str:
     if c is case.reference:
         return f"Nothing is given up, and nothing is gained: {c.name} is the reference itself."
     name = case.reference.name
-    lost = f"{c.name} {loss_text(case, c)} of {case.metric} against {name}" if number(case.reference.quality[0]) else f"{c.name} is taken"
+    title = case.title(case.metric)
+    lost = f"{c.name} {loss_text(case, c)} in {title} against {name}" if number(case.reference.quality[0]) else f"{c.name} is taken"
+    main = case.title(case.main)
     mine, base = c.numbers.get(case.main, math.nan), case.reference.numbers.get(case.main, math.nan)
-    return f"{lost}, for {mine / base:.3g} times its {case.main}." if math.isfinite(mine) and base else f"{lost}."
+    return f"{lost}, for {mine / base:.3g} times its {main}." if math.isfinite(mine) and base else f"{lost}."
 
 
 def command(case: Case) -> str:
@@ -293,7 +307,8 @@ def command(case: Case) -> str:
 
 def provisional(case: Case, involved: Sequence[Competitor]) -> str:
     """Why the recommendation is to be read with care; empty when it is not."""
-    reasons = list(dict.fromkeys(f"{c.name}: {c.mark}" for c in involved if c.mark))
+    marked = list(dict.fromkeys((c.mark, c.name) for c in involved if c.mark))
+    reasons = [grouped(marked)] if marked else []
     grid = (case.results.get("model") or {}).get("grid")
     if grid:
         reasons.append(f"the model's weights lie on a quantisation grid ({grid})")

@@ -381,7 +381,9 @@ def changed(name, row, value):
     return table
 
 
-@pytest.mark.parametrize(("value", "told"), [(-0.3, "-0.3"), (0.0, "0.0"), (float("nan"), "nan"), (None, "missing or not a number"), ("n/a", "n/a"), (math.inf, "inf")])
+@pytest.mark.parametrize(
+    ("value", "told"), [(-0.3, "-0.3"), (0.0, "0.0"), (float("nan"), "nan"), (None, "missing or not a number"), ("n/a", "n/a"), (math.inf, "inf")]
+)
 def test_a_loss_that_is_no_positive_number_is_refused_with_its_row(value, told):
     with pytest.raises(ValueError, match=rf"row 3: loss is {told}, .* correct or remove the row"):
         Chinchilla().fit(changed("loss", 2, value))
