@@ -80,12 +80,12 @@ def pools_read(value: Formula, seeds: Mapping[int, Mapping[str, Metrics]], pools
     return {pool: n for pool, n in pools.items() if pool in read}
 
 
-def over_items(value: Formula, seeds: Mapping[int, Mapping[str, Metrics]], pools: Mapping[frozenset[str], int]) -> list[float]:
+def over_items(value: Formula, seeds: Mapping[int, Mapping[str, Metrics]], pools: Mapping[frozenset[str], int], draws: int = DRAWS) -> list[float]:
     """The mean over seeds of the claim's number, for every draw of the items of these pools (of two items at least)."""
-    drawn = {pool: picks_of(n, DRAWS, k) for k, (pool, n) in enumerate(pools.items())}
+    drawn = {pool: picks_of(n, draws, k) for k, (pool, n) in enumerate(pools.items())}
     copies = [{arm: _Drawn(metrics) for arm, metrics in arms.items()} for arms in seeds.values()]
     values = []
-    for i in range(DRAWS):
+    for i in range(draws):
         draw: dict[frozenset[str], Pick] = {pool: itemgetter(*rows[i]) for pool, rows in drawn.items()}
         for arms in copies:
             for metrics in arms.values():

@@ -20,6 +20,7 @@ from etude import catalogue
 from etude.data.cache import home, write_text
 from etude.harness.closure import closure
 from etude.harness.contract import Experiment, Run
+from etude.harness.intervals import DRAWS
 from etude.harness.machine import machine, versions
 from etude.harness.runner import Job, Progress, Runner
 from etude.harness.store import Record, Store
@@ -27,6 +28,7 @@ from etude.harness.verdict import judge, seeds_to_add
 from etude.harness.verify import SCHEMA, claims_of, code_of, runs_of, sealed
 from etude.measure.contract import Items, Value
 
+SMOKE_DRAWS = 50  # of bootstraps over items: smoke proves that all runs, not that anything holds
 CALL = "etude.harness.play:"
 SECONDS = {"smoke": 5.0, "desk": 1200.0, "gpu": 6 * 3600.0}  # a paper may take
 RUN_SECONDS = {"smoke": 300.0, "desk": 3600.0, "gpu": 6 * 3600.0}  # one run may take before it counts as hanging
@@ -191,7 +193,11 @@ class Stage:
         for name, experiment in self.study.experiments.items():
             runs = self.runs(name)
             shared = "the intervals are conditional on what all seeds share, which was prepared once" if overrides(experiment, "prepare") else ""
-            experiments[name] = {"claims": claims_of(experiment, runs_of({"runs": runs})), "conditional": shared, "runs": runs}
+            experiments[name] = {
+                "claims": claims_of(experiment, runs_of({"runs": runs}), SMOKE_DRAWS if self.scale == "smoke" else DRAWS),
+                "conditional": shared,
+                "runs": runs,
+            }
         first = next(iter(experiments.values()))["claims"]
         return {
             "schema": SCHEMA,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from etude.harness.contract import Claim, Rule
 from etude.harness.draws import align, number_of, over_items, pools_read
-from etude.harness.intervals import bootstrap, interval_t, mean_sd, t_quantile, widened
+from etude.harness.intervals import DRAWS, bootstrap, interval_t, mean_sd, t_quantile, widened
 from etude.measure.contract import Metrics, number
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE = "reproduced", "not reproduced", "inconclusive"
@@ -226,8 +226,11 @@ def plain(x: float | None) -> float | None:
     return float(f"{x:.6g}") if x is not None and math.isfinite(x) else None
 
 
-def judge(claim: Claim, runs: Mapping[tuple[str, int], Metrics]) -> Verdict:
+def judge(claim: Claim, runs: Mapping[tuple[str, int], Metrics], draws: int = DRAWS) -> Verdict:
     """The verdict of a claim on the recorded runs; seeds in which an arm is missing are left out.
+
+    Args:
+        draws: of a bootstrap over items or blocks.
 
     Raises:
         ValueError: arms were measured on items that cannot be paired.
@@ -257,19 +260,23 @@ def judge(claim: Claim, runs: Mapping[tuple[str, int], Metrics]) -> Verdict:
     else:
         used = pools_read(claim.value, seeds, pools)
         units = min(used.values(), default=0)
-        low, high, reason = _items_interval(claim, seeds, used, values, estimate)
+        low, high, reason = _items_interval(claim, seeds, used, values, estimate, draws)
     return _decide(claim, values, estimate, low, high, units, reason)
 
 
 def _items_interval(
-    claim: Claim, seeds: Mapping[int, Mapping[str, Metrics]], pools: Mapping[frozenset[str], int], values: Sequence[float], estimate: float
+    claim: Claim,
+    seeds: Mapping[int, Mapping[str, Metrics]],
+    pools: Mapping[frozenset[str], int],
+    values: Sequence[float],
+    estimate: float,
+    draws: int,
 ) -> tuple[float, float, str]:
     if min(pools.values(), default=0) < 2:
         return -math.inf, math.inf, f"fewer than two {claim.over} were recorded"
-    draws = over_items(claim.value, seeds, pools)
-    kept = [v for v in draws if math.isfinite(v)]
-    if len(kept) < 0.95 * len(draws):
-        return -math.inf, math.inf, f"the number is not defined on {len(draws) - len(kept)} of {len(draws)} draws of {claim.over}"
+    kept = [v for v in over_items(claim.value, seeds, pools, draws) if math.isfinite(v)]
+    if len(kept) < 0.95 * draws:
+        return -math.inf, math.inf, f"the number is not defined on {draws - len(kept)} of {draws} draws of {claim.over}"
     low, high = widened(kept, min(pools.values()))
     between = 0.0 if len(set(values)) < 2 else (interval_t(values, claim.overlap)[1] - estimate)
     return estimate - math.hypot(max(0.0, estimate - low), between), estimate + math.hypot(max(0.0, high - estimate), between), ""

@@ -13,6 +13,7 @@ from etude import catalogue
 from etude.data.cache import digest_json
 from etude.harness.closure import closure
 from etude.harness.contract import Experiment
+from etude.harness.intervals import DRAWS
 from etude.harness.verdict import judge
 from etude.measure.contract import Metrics
 
@@ -111,9 +112,9 @@ def check_record(record: Mapping[str, Any], studies: Experiments) -> Iterator[st
     yield from differences(record.get("verdict"), verdict, "verdict")
 
 
-def claims_of(experiment: Experiment[Any], runs: Mapping[tuple[str, int], Metrics]) -> list[dict[str, Any]]:
+def claims_of(experiment: Experiment[Any], runs: Mapping[tuple[str, int], Metrics], draws: int = DRAWS) -> list[dict[str, Any]]:
     """Every claim of an experiment judged, as plain JSON."""
-    return [judge(claim, runs).to_json() for claim in experiment.claims]
+    return [judge(claim, runs, draws).to_json() for claim in experiment.claims]
 
 
 def runs_of(recorded: Mapping[str, Any]) -> dict[tuple[str, int], Metrics]:
