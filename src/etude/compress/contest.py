@@ -187,7 +187,7 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
 
     def estimate(self, facts: Mapping[str, Any], step: str) -> Estimate:
         size = float(facts["parameters"])
-        forward = SETTINGS["tokens"] * size * 2 / (0.5 * float(facts["flops"]))  # one thread, at half of what a product of matrices reaches
+        forward = SETTINGS["tokens"] * size * 2 / float(facts["flops"])  # one thread
         seconds = {"build": 3 * forward + size / 2e7, "measure": 1.5 * forward + 3, "time": 8.0, "search": self.trials * forward / 2}
         return Estimate(seconds[step], 6 * size + 6e8, 2.5 * size if step == "build" else 0.0)
 

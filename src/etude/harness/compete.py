@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from etude.data.cache import artifact, digest_json, home, write_text
+from etude.data.cache import artifact, digest_json, home, trim, write_text
 from etude.harness.contract import Contest
 from etude.harness.display import shown
 from etude.harness.inputs import Inputs, gather
@@ -21,6 +21,7 @@ from etude.harness.runner import Job, Runner
 from etude.harness.store import Store, lock
 from etude.harness.verify import sealed
 
+MEMO = 20 << 30  # bytes of memoised decompositions that stay, those used last
 Say = Callable[[str], None]
 
 
@@ -55,6 +56,7 @@ def compete(request: Request, say: Say, progress: Progress | None = None) -> dic
         from etude.harness.report import write
 
         write(results, request.out)
+    trim("memo", MEMO)
     return results
 
 

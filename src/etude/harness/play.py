@@ -95,7 +95,7 @@ def check_scale(one: Study, scale: str) -> None:
 def play_study(one: Study, runner: Runner, scale: str, seeds: int | None = None, device: str = "cpu") -> dict[str, Any]:
     """Run, judge and (but for smoke) record one paper's études."""
     first = {name: 1 if e.deterministic else seeds or (1 if scale == "smoke" else max(3, e.seeds)) for name, e in one.experiments.items()}
-    stage = Stage(one, runner, scale, device)
+    stage = Stage(one, runner, scale, device, f" --seeds {seeds}" if seeds else "")
     stage.run(first)
     if seeds is None and scale != "smoke" and not stage.failures:
         stage.run(more_seeds(stage, first))
@@ -111,7 +111,8 @@ def play_study(one: Study, runner: Runner, scale: str, seeds: int | None = None,
 class Stage:
     """The runs of one paper at one scale, as far as they are known."""
 
-    def __init__(self, one: Study, runner: Runner, scale: str, device: str) -> None:
+    def __init__(self, one: Study, runner: Runner, scale: str, device: str, asked: str = "") -> None:
+        self.asked = asked  # beyond the scale, as on the command line
         self.study, self.runner, self.scale, self.device = one, runner, scale, device
         self.records: dict[tuple[str, str, str, int], Record] = {}  # experiment, step, arm, seed
         self.seeds: dict[str, range] = {}  # those that are to be run now
@@ -205,7 +206,7 @@ class Stage:
             "name": self.study.name,
             "scale": self.scale,
             "date": datetime.now(UTC).date().isoformat(),
-            "command": f"etude play {self.study.name} --scale {self.scale}",
+            "command": f"etude play {self.study.name} --scale {self.scale}{self.asked}",
             "machine": dict(machine()),
             "versions": dict(versions()),
             "closure": code_of(self.study.experiments),
