@@ -89,7 +89,9 @@ def measured(done: Mapping[str, Any]) -> list[str]:
     """The contest's numbers with intervals."""
     lines, axes = [], done.get("axes") or {}
     for metric, value in (done.get("measured") or {}).items():
-        about = axes.get(metric) or {}
+        if metric not in axes:
+            continue  # what stands behind a number, not a number to read
+        about = axes[metric]
         unit = {"seconds": "s"}.get(about.get("unit", ""), about.get("unit", ""))
         number, low, high = (value.get(key) for key in ("value", "low", "high"))
         range_ = f" [{shown(low, unit)}, {shown(high, unit)}]" if low is not None and low != high else ""

@@ -217,7 +217,7 @@ def metrics(results: Results) -> list[str]:
         seen |= {m for point in contender.get("points") or () for m, v in (point.get("metrics") or {}).items() if finite(v) is not None}
     first = [str(results.get(key)) for key in ("quality", "main_axis") if results.get(key)]
     order = [*first, *(metric for metric in results.get("axes") or () if metric not in first)]
-    return [metric for metric in order if metric in seen] + sorted(seen - set(order))
+    return [metric for metric in order if metric in seen]
 
 
 def front(results: Results, metric: str) -> list[str]:
