@@ -262,7 +262,7 @@ def loss_text(case: Case, c: Competitor) -> str:
     low, high = loss.interval()
     span = f" (95 % interval {100 * low:.3g} to {100 * high:.3g} %)" if math.isfinite(high) else " (no interval: one number was recorded)"
     return (
-        f"loses {percent(loss.difference)}{span}"
+        f"loses {percent(abs(loss.difference))}{span}"
         if loss.difference >= 0
         else f"gains {percent(-loss.difference)}" + span.replace(f"{100 * low:.3g} to {100 * high:.3g}", f"{-100 * high:.3g} to {-100 * low:.3g}")
     )
