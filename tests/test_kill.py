@@ -41,7 +41,13 @@ def test_ctrl_c_stops_a_contest_with_130_and_says_how_to_go_on(tmp_path):
         str(tmp_path / "out"),
     ]
     contest = subprocess.Popen(
-        command, env=os.environ | {"ETUDE_HOME": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        env=os.environ | {"ETUDE_HOME": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # what a script starts in the background ignores it
     )
     journals = tmp_path / "journals"
     until = time.monotonic() + 120

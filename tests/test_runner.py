@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
@@ -261,7 +262,15 @@ def test_an_error_in_then_leaves_no_process(store: Store, tmp_path: Path) -> Non
     assert all(gone(int(pid)) for pid in pids.read_text().split())
 
 
-def test_an_interrupt_stops_cleanly(store: Store, tmp_path: Path) -> None:
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """SIGINT as in a terminal: what a script starts in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_stops_cleanly(store: Store, tmp_path: Path, heard: None) -> None:
     pids = tmp_path / "pids"
 
     def interrupt() -> None:
