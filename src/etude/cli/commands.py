@@ -63,10 +63,10 @@ def _row(contender: Mapping[str, Any]) -> dict[str, Any]:
     about = {key: contender.get(key) for key in ("name", "reached", "error")}
     numbers = {
         name if key == "value" else f"{name}_{key}": value[key]
-        for name, value in (contender.get("summary") or {}).items()
         for key in ("value", "low", "high")
+        for name, value in (contender.get("summary") or {}).items()
     }
-    return about | {key: value for key, value in numbers.items() if not key.endswith(("_low", "_high"))} | numbers
+    return about | numbers
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------

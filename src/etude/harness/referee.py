@@ -56,7 +56,6 @@ class Referee:
         loss = parse_share(request.max_loss, "--max-loss") if request.max_loss else None
         self.max_loss = loss if loss is not None or self.limits else contest.max_loss
         self.facts: dict[str, Any] = {}
-        self.probe = ""  # of the reference
         self.reference_cost: float | None = None
         self.flops = math.nan  # a second, of one thread here
         self.remembered: dict[str, str] = {}  # held-out part -> digest of what the reference said

@@ -28,9 +28,9 @@ def assemble(
     request, contest, quality = referee.request, referee.contest, referee.inputs.quality
     reference = entrants[0]
     once = seeds[reference.label][0].metrics
-    referee.probe = seeds[reference.label][0].probe
+    said = seeds[reference.label][0].probe
     noise = abs(getattr(once, quality) - getattr(again.metrics, quality)) if not again.error and quality in once else 0.0
-    contenders = [contender(referee, entrant, tried.get(entrant.label, []), seeds.get(entrant.label, [])) for entrant in entrants]
+    contenders = [contender(referee, entrant, tried.get(entrant.label, []), seeds.get(entrant.label, []), said) for entrant in entrants]
     failures = [
         {"name": entrant.label, "seed": one.seed, "step": one.step, "error": one.error}
         for entrant in entrants
@@ -92,8 +92,8 @@ def settings(referee: Referee, reference: Metrics) -> dict[str, Any]:
     }
 
 
-def contender(referee: Referee, entrant: Entrant, tried: list[Measured], seeds: list[Measured]) -> dict[str, Any]:
-    """One row of the table, with all that lies behind it."""
+def contender(referee: Referee, entrant: Entrant, tried: list[Measured], seeds: list[Measured], said: str) -> dict[str, Any]:
+    """One row of the table, with all that lies behind it; `said` is the probe of the reference."""
     good = [one for one in seeds if not one.error]
     chosen = tried[entrant.chosen] if entrant.chosen >= 0 else None
     records = [record for one in [*tried, *seeds] for record in one.records]
@@ -112,7 +112,7 @@ def contender(referee: Referee, entrant: Entrant, tried: list[Measured], seeds: 
         "deterministic": bool(good and chosen and good[0].probe == chosen.probe),
         "options": chosen.options if chosen else entrant.options,
         "error": next((error for error in errors if error), None),
-        "unchanged": bool(good and entrant.entry.name != referee.contest.reference and good[0].probe == referee.probe),
+        "unchanged": bool(good and entrant.entry.name != referee.contest.reference and good[0].probe == said),
         "describe": good[0].describe if good else {},
         "points": [
             {"options": one.options, "metrics": numbers(one.metrics), "error": one.error or None, "chosen": i == entrant.chosen}
