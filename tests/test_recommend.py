@@ -260,3 +260,16 @@ def test_the_planted_winner_wins_and_the_degraded_copy_loses(settings: dict[str,
     found = [contest(dice, ("winner", 0.01), ("degraded", 0.04), seeds=3, between=0.001, **settings) for _ in range(40)]
     assert sum(f["status"] == "recommended" and f["name"] == "winner" for f in found) >= 38
     assert not any(f["name"] == "degraded" for f in found)
+
+
+@pytest.mark.parametrize("better", ["lower", "higher"])
+def test_a_copy_of_the_reference_loses_nothing_and_not_minus_nothing(dice: random.Random, better: str) -> None:
+    base = contender("untouched", dice, 0.0, 100e6)
+    given = results(base, base | {"name": "copy"} | {"seeds": [halved(base["seeds"][0])]}, max_loss=0.02, floor=None)
+    told = recommend(given | {"axes": given["axes"] | {"bits": {"unit": "", "better": better}}})
+    assert told["name"] == "copy" and "loses 0 % (95 % interval 0 to 0 %)" in told["line"] and "-0 " not in told["line"], told["line"]
+
+
+def halved(seed: dict[str, Any]) -> dict[str, Any]:
+    """The same run, stored in half the bytes."""
+    return seed | {"metrics": seed["metrics"] | Metrics(bytes=50e6).to_json()}

@@ -109,7 +109,7 @@ class Case:
     def gain(self, winner: Competitor, other: Competitor) -> Paired:
         """Quality of the winner over the other's, positive where it is better."""
         found = pair(other.quality, winner.quality)
-        return replace(found, difference=self.sign * found.difference)
+        return replace(found, difference=self.sign * found.difference + 0.0)  # + 0.0: nothing has no sign
 
     def loss(self, c: Competitor) -> Paired:
         """Quality lost against the reference, as a share of the reference's."""
@@ -118,7 +118,7 @@ class Case:
         if c is self.reference:
             return Paired(0.0, 2, 2, 0.0, 0.0)
         found = pair(c.quality, self.reference.quality, relative=True)
-        return replace(found, difference=self.sign * found.difference)
+        return replace(found, difference=self.sign * found.difference + 0.0)  # + 0.0: nothing has no sign
 
     @cached_property
     def able(self) -> list[Competitor]:
@@ -260,12 +260,11 @@ def loss_text(case: Case, c: Competitor) -> str:
     """The loss with its interval, in words."""
     loss = case.loss(c)
     low, high = loss.interval()
+    verb = "loses"
+    if loss.difference < 0:
+        verb, low, high = "gains", -high, -low
     span = f" (95 % interval {100 * low:.3g} to {100 * high:.3g} %)" if math.isfinite(high) else " (no interval: one number was recorded)"
-    return (
-        f"loses {percent(abs(loss.difference))}{span}"
-        if loss.difference >= 0
-        else f"gains {percent(-loss.difference)}" + span.replace(f"{100 * low:.3g} to {100 * high:.3g}", f"{-100 * high:.3g} to {-100 * low:.3g}")
-    )
+    return f"{verb} {percent(abs(loss.difference))}{span}"
 
 
 def line(case: Case, winner: Competitor, chosen: Competitor, close: Sequence[str]) -> str:
