@@ -1,0 +1,405 @@
+"""The family's one trainer: TRL's DPOTrainer on pairs of token ids, with losses of our own where TRL has none.
+
+A technique names one of TRL's losses in the words of its DPOConfig,
+
+    train(policy, data, settings, loss_type=["ipo"], beta=tau)
+
+or hands over a function of the pairs' log-probabilities:
+
+    train(policy, data, settings, lambda batch: (batch.ratio - 1 / (2 * tau)) ** 2)
+
+Everything else is the same for all of them: pairs and their order, epochs, batches, schedule, LoRA, reference log-probabilities (computed once on
+this disk), checkpoints, and the learning rate, which is tuned on a few pairs where the user gave none.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from etude.align._pairs import TUNING, Pair, encode
+from etude.align._score import Scores, digest_of_model, error_rate, reference_scores, score
+from etude.data.contract import Data, Preferences
+from etude.fit.tune import climb
+from etude.measure.quality import context_of
+from etude.nn.surgery import replace_module
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+# Dimensions: P pairs of a batch.
+Loss = Callable[["Batch"], Tensor]
+WHOLE = "whole"  # marks a checkpoint that was written to its end
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a policy is trained, whatever the loss.
+
+    Attributes:
+        rate: peak learning rate of AdamW; None tunes it.
+        start: where tuning starts.
+        trials: how many rates are tried.
+        epochs: passes over the pairs.
+        batch: pairs of a step.
+        rank: of the LoRA adapter on every linear layer; 0 trains all weights.
+        every: steps between checkpoints.
+    """
+
+    rate: float | None = None
+    start: float = 5e-4
+    trials: int = 3
+    epochs: int = 2
+    batch: int = 4
+    rank: int = 8
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("rate", "start"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise ValueError(f"{name} must lie in (0, 1), got {value}: it is a learning rate")
+        for name, least in (("trials", 1), ("epochs", 1), ("batch", 1), ("rank", 0), ("every", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Batch:
+    r"""What a loss sees of a batch of pairs: summed log-probabilities, float32, those of the policy with their gradient.
+
+    Attributes:
+        chosen, rejected: \(\log \pi(y_w | x)\) and \(\log \pi(y_l | x)\); `rejected` is empty where the trainer reads chosen completions only.
+        reference_chosen, reference_rejected: the same of the reference.
+        chosen_tokens, rejected_tokens: of the completions, end token included.
+        weight: of the pairs; rate: share of annotators who prefer the chosen one.
+    """
+
+    chosen: Float[Tensor, " P"]
+    rejected: Float[Tensor, " R"]
+    reference_chosen: Float[Tensor, " P"]
+    reference_rejected: Float[Tensor, " P"]
+    chosen_tokens: Float[Tensor, " P"]
+    rejected_tokens: Float[Tensor, " P"]
+    weight: Float[Tensor, " P"]
+    rate: Float[Tensor, " P"]
+
+    @property
+    def ratio(self) -> Float[Tensor, " P"]:
+        r"""\(h_\pi(y_w, y_l)\), summed over the tokens of each completion."""
+        return (self.chosen - self.reference_chosen) - (self.rejected - self.reference_rejected)
+
+    @property
+    def mean_ratio(self) -> Float[Tensor, " P"]:
+        """The same of log-ratios averaged over the tokens of each completion."""
+        return (self.chosen - self.reference_chosen) / self.chosen_tokens - (self.rejected - self.reference_rejected) / self.rejected_tokens
+
+
+class Diverged(ValueError):
+    """The loss is no number any more."""
+
+
+def train(
+    policy: PreTrainedModel, data: Data, settings: Settings, loss: Loss | None = None, *, chosen_only: bool = False, **config: Any
+) -> PreTrainedModel | PeftModel:
+    """The policy trained on the pairs of `data.train`: a PEFT model around it, or itself where `settings.rank` is 0; in evaluation mode.
+
+    Args:
+        loss: a function of a `Batch` to the mean or the losses of its pairs; None takes TRL's own, which `config` names.
+        chosen_only: the policy reads the chosen completions only, `Batch.rejected` is empty.
+        config: of TRL's DPOConfig: `loss_type`, `beta`, ...
+
+    Raises:
+        ValueError: TRL is not installed, the data holds no preferences or the folder no tokenizer, or the loss is no number at some step (the last
+            good checkpoint stays).
+    """
+    tokenizer = data.tokenizer
+    if tokenizer is None:
+        raise ValueError("training needs a tokenizer: the model folder holds none")
+    context = context_of(policy, 1 << 30)
+    job = _Job(policy, tokenizer, settings, loss, chosen_only, config, data.seed, digest_of_model(policy))
+    pairs = encode(tokenizer, data.train[Preferences], context, tokens=None).pairs
+    if settings.rate is None:
+        held_out = encode(tokenizer, data.validation[Preferences], context, tokens=None, most=TUNING).pairs
+        settings = replace(settings, rate=tuned(job, pairs[:TUNING], held_out, data))
+    return fit(replace(job, settings=settings), pairs, _below(data.journal.checkpoints, "final"))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One training to be done, all but its pairs."""
+
+    policy: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    settings: Settings
+    loss: Loss | None
+    chosen_only: bool
+    config: dict[str, Any]
+    seed: int
+    digest: str
+
+
+def tuned(job: _Job, pairs: list[Pair], held_out: list[Pair], data: Data) -> float:
+    """The learning rate whose short run on `pairs` prefers the chosen ones of `held_out` most clearly; the journal holds the trials."""
+    reference = reference_scores(job.policy, held_out, job.digest)
+
+    def trial(rate: float) -> float:
+        before = None if job.settings.rank else copy.deepcopy(job.policy.state_dict())
+        try:
+            made = fit(replace(job, settings=replace(job.settings, rate=rate)), pairs, _below(data.journal.checkpoints, f"rate {rate:.6g}"))
+            return error_rate(score(made, held_out).ratio(reference))
+        except Diverged:
+            return 1.0  # as if every pair were wrong
+        finally:
+            _restore(job.policy, before)
+
+    found = climb(job.settings.start, lambda rate: data.journal.once({"rate": rate}, lambda: trial(rate)), job.settings.trials)
+    data.journal.settle(rate=found.rate)
+    data.journal.chosen = found.words()
+    return found.rate
+
+
+def fit(job: _Job, pairs: list[Pair], checkpoints: Path | None) -> PreTrainedModel | PeftModel:
+    """One training at a given rate, resumed where `checkpoints` holds a whole checkpoint of it."""
+    reference = None if job.chosen_only else reference_scores(job.policy, pairs, job.digest)
+    with _as_it_was(job.policy), _room(checkpoints) as room:
+        if not job.settings.rank:
+            job.policy.float()  # what is trained is float32: updates vanish below bfloat16's grid
+        trainer = _trainer()(job, rows_of(job, pairs, reference), room, saves=checkpoints is not None)
+        trainer.train(resume_from_checkpoint=_last(room))
+        made: PreTrainedModel | PeftModel = trainer.model
+    return made.eval()
+
+
+def order_of(count: int, epochs: int, seed: int) -> list[int]:
+    """The rows of all epochs in the order in which they are read: each epoch a permutation of its own."""
+    dice = torch.Generator().manual_seed(seed)
+    return [int(row) for _ in range(epochs) for row in torch.randperm(count, generator=dice)]
+
+
+def rows_of(job: _Job, pairs: list[Pair], reference: Scores | None) -> Any:
+    """The data set that the trainer reads from its first row to its last: all epochs, in the columns of TRL's collator."""
+    from datasets import Dataset
+
+    order, columns = order_of(len(pairs), job.settings.epochs, job.seed), dict[str, list[Any]]()
+    for name, values in {
+        "prompt_ids": [pair.prompt for pair in pairs],
+        "chosen_ids": [pair.chosen for pair in pairs],
+        "rejected_ids": [pair.rejected for pair in pairs],
+        "ref_chosen_logps": (reference.chosen.tolist() if reference else [0.0] * len(pairs)),
+        "ref_rejected_logps": (reference.rejected.tolist() if reference else [0.0] * len(pairs)),
+        "weight": [pair.weight for pair in pairs],
+        "rate": [pair.rate for pair in pairs],
+    }.items():
+        columns[name] = [values[row] for row in order]
+    return Dataset.from_dict(columns)
+
+
+def config_of(job: _Job, rows: int, room: Path, saves: bool) -> Any:
+    """TRL's configuration: what is not said here is said by the technique or is the same for everyone."""
+    from trl import DPOConfig
+
+    settings = job.settings
+    steps = -(-rows // settings.batch)
+    return DPOConfig(
+        **{
+            "output_dir": str(room),
+            "learning_rate": settings.rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": max(1, round(0.1 * steps)),
+            "weight_decay": 0.0,
+            "optim": "adamw_torch",
+            "per_device_train_batch_size": settings.batch,
+            "num_train_epochs": 1,  # the rows hold all epochs
+            "precompute_ref_log_probs": True,
+            "max_length": None,
+            "remove_unused_columns": False,
+            "gradient_checkpointing": False,
+            "bf16": False,  # the weights have their dtype already
+            "use_cpu": job.policy.device.type == "cpu",
+            "seed": job.seed,
+            "save_strategy": "steps" if saves else "no",
+            "save_steps": settings.every,
+            "save_total_limit": 2,
+            "logging_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "dataloader_pin_memory": False,
+        }
+        | job.config
+    )
+
+
+@functools.cache
+def _trainer() -> Any:
+    """The trainer's class; TRL is imported when it is wanted.
+
+    Raises:
+        ValueError: TRL is not installed.
+    """
+    try:
+        from trl import DPOTrainer
+        from trl.trainer.dpo_trainer import DataCollatorForPreference
+        from trl.trainer.utils import add_fused_lm_head
+    except ImportError as error:
+        raise ValueError(f"preference training needs TRL ({error}): pip install 'etude[align]'") from error
+    from peft import LoraConfig
+    from torch.utils.data import SequentialSampler
+    from transformers import PrinterCallback, Trainer
+
+    class Collator(DataCollatorForPreference):  # type: ignore[misc]
+        def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+            batch: dict[str, Any] = super().torch_call(examples)
+            return batch | {name: torch.tensor([example[name] for example in examples]) for name in ("weight", "rate")}
+
+    class PairTrainer(DPOTrainer):  # type: ignore[misc]
+        def __init__(self, job: _Job, rows: Any, room: Path, saves: bool) -> None:
+            self.job, rank = job, job.settings.rank
+            lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM") if rank else None
+            super().__init__(
+                model=job.policy,
+                args=config_of(job, len(rows), room, saves),
+                train_dataset=rows,
+                data_collator=(Collator if job.loss else DataCollatorForPreference)(pad_token_id=job.tokenizer.pad_token_id or 0),
+                processing_class=copy.deepcopy(job.tokenizer),
+                peft_config=lora,
+            )
+            self.remove_callback(PrinterCallback)
+            if job.loss:
+                add_fused_lm_head(self.model.get_base_model() if rank else self.model)  # log-probabilities alone
+
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
+            value = self.own_loss(model, inputs) if self.job.loss else super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            if not torch.isfinite(value):
+                step, rate = self.state.global_step + 1, self.job.settings.rate
+                raise Diverged(
+                    f"the loss is {float(value)} at step {step} of {self.state.max_steps} (rate {rate:g}): lower the rate, or look at the pairs"
+                )
+            return value
+
+        def own_loss(self, model: Any, inputs: Any) -> Tensor:
+            assert self.job.loss is not None
+            read = slice(len(inputs["weight"])) if self.job.chosen_only else slice(None)
+            told = inputs["completion_mask"]
+            labels = inputs["input_ids"].masked_fill(told == 0, -100)[read]
+            output = model(
+                input_ids=inputs["input_ids"][read], attention_mask=inputs["attention_mask"][read], labels=labels, use_cache=False, fused_lm_head=True
+            )
+            summed, tokens = output.log_probs.float().sum(1), told[:, 1:].sum(1).float().clamp(min=1)
+            pairs = len(inputs["weight"])
+            return self.job.loss(
+                Batch(
+                    summed[:pairs],
+                    summed[pairs:],
+                    inputs["ref_chosen_logps"],
+                    inputs["ref_rejected_logps"],
+                    tokens[:pairs],
+                    tokens[pairs:],
+                    inputs["weight"],
+                    inputs["rate"],
+                )
+            ).mean()
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            """Written whole, marked afterwards; weights that are no numbers are not kept."""
+            bad = [name for name, weight in self.model.named_parameters() if weight.requires_grad and not torch.isfinite(weight).all()]
+            if bad:
+                raise Diverged(
+                    f"the weights are no numbers after step {self.state.global_step} (rate {self.job.settings.rate:g}, {bad[0]}): lower the rate"
+                )
+            Trainer._save_checkpoint(self, model, trial)
+            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / WHOLE).touch()
+
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset  # token ids already
+
+        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+            return dataset  # among the rows already
+
+        def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+            return SequentialSampler(self.train_dataset)
+
+        def _send_telemetry(self) -> None:
+            """Nothing leaves this machine."""
+
+    return PairTrainer
+
+
+def _below(folder: Path | None, name: str) -> Path | None:
+    return folder / name if folder else None
+
+
+@contextmanager
+def _room(checkpoints: Path | None) -> Iterator[Path]:
+    """Where the trainer may write: the folder of checkpoints, else one that vanishes."""
+    if checkpoints is not None:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        yield checkpoints
+        return
+    with tempfile.TemporaryDirectory() as room:
+        yield Path(room)
+
+
+def _last(room: Path) -> str | None:
+    """The newest whole checkpoint; what a kill left half written goes."""
+    found = list[tuple[int, Path]]()
+    for folder in room.glob("checkpoint-*"):
+        if (folder / WHOLE).exists():
+            found.append((int(folder.name.rpartition("-")[2]), folder))
+        else:
+            shutil.rmtree(folder)
+    return str(max(found)[1]) if found else None
+
+
+def _restore(policy: PreTrainedModel, weights: dict[str, Tensor] | None) -> None:
+    """The policy as it was before a trial: without its adapter, or with its old weights."""
+    if weights is not None:
+        policy.to(next(iter(weights.values())).dtype).load_state_dict(weights)
+        return
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in list(policy.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            replace_module(policy, name, module.get_base_layer())
+    for leftover in ("peft_config", "_hf_peft_config_loaded"):
+        policy.__dict__.pop(leftover, None)
+
+
+@contextmanager
+def _as_it_was(policy: PreTrainedModel) -> Iterator[None]:
+    """The caller's dice and the policy's forward, dropout and pad token are afterwards as before."""
+    import numpy as np
+
+    config, generation = policy.config.get_text_config(), policy.generation_config
+    dropouts = {module: module.p for module in policy.modules() if isinstance(module, nn.Dropout)}
+    pads = config.pad_token_id, getattr(generation, "pad_token_id", None)
+    python, numpy, forward, tags = random.getstate(), np.random.get_state(), policy.__dict__.get("forward"), policy.model_tags
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        policy.__dict__.pop("forward", None)
+        if forward is not None:
+            policy.__dict__["forward"] = forward
+        for module, share in dropouts.items():
+            module.p = share
+        config.pad_token_id, policy.model_tags = pads[0], tags
+        if generation is not None:
+            generation.pad_token_id = pads[1]
