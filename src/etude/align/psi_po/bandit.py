@@ -45,7 +45,7 @@ LOSSES: dict[str, Loss] = {"dpo": dpo_loss, "cdpo": cdpo_loss, "ipo": ipo_loss, 
 def train_bandit(
     loss: str,
     wins_GAA: Float[Tensor, "G A A"],
-    pi_ref_A: Float[Tensor, "A"],
+    pi_ref_A: Float[Tensor, " A"],
     taus: Sequence[float],
     steps: int = 18_000,
     rate: float = 0.01,

@@ -82,7 +82,7 @@ def rlhf(reward_A: Float[Tensor, "*batch A"], pi_ref_A: Float[Tensor, "*batch A"
 
 
 def wins_of(
-    pairs_N2: Int[Tensor, "N 2"], actions: int, rate_N: Float[Tensor, "N"] | None = None, weight_N: Float[Tensor, "N"] | None = None
+    pairs_N2: Int[Tensor, "N 2"], actions: int, rate_N: Float[Tensor, " N"] | None = None, weight_N: Float[Tensor, " N"] | None = None
 ) -> Float[Tensor, "A A"]:
     """Pairs (winner, loser) as a table of wins: all that a pairwise loss sees of them.
 
@@ -93,7 +93,7 @@ def wins_of(
     Raises:
         ValueError: a rate outside [0, 1], an action outside the table, or a pair of equals.
     """
-    if len(pairs_N2) and not (0 <= int(pairs_N2.min()) and int(pairs_N2.max()) < actions):
+    if len(pairs_N2) and (int(pairs_N2.min()) < 0 or int(pairs_N2.max()) >= actions):
         raise ValueError(f"pairs name actions {int(pairs_N2.min())} to {int(pairs_N2.max())}, there are 0 to {actions - 1}")
     if (same := (pairs_N2[:, 0] == pairs_N2[:, 1]).nonzero()).numel():
         raise ValueError(f"pair {int(same[0])} compares action {int(pairs_N2[same[0, 0], 0])} with itself: leave it out")
