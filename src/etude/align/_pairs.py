@@ -6,13 +6,14 @@ encodings of both whole sequences share.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from etude.data.contract import Preferences
+from etude.data.preferences import shared
 
 TOKENS = 256  # of a pair (both sequences, the prompt counted twice) in a contest: building, judging and timing keep to it
 PAIRS = 200  # of a run in a contest
@@ -120,16 +121,6 @@ def ids_of(encoding: Any) -> list[int]:
 def plain_chat(messages: Iterable[Any]) -> list[dict[str, Any]]:
     """Messages as role and content alone: Arrow fills in keys that other rows have."""
     return [{key: value for key, value in dict(message).items() if value is not None} for message in messages]
-
-
-def shared(ids: Sequence[int], others: Sequence[int]) -> int:
-    """How many tokens two sequences share from their beginnings."""
-    length = 0
-    for one, other in zip(ids, others, strict=False):
-        if one != other:
-            break
-        length += 1
-    return length
 
 
 def fitted(prompt: list[int], chosen: list[int], rejected: list[int], context: int) -> tuple[Pair, bool]:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from etude.data.contract import Part, Rows, Split, Table, Text
+from etude.data import preferences
+from etude.data.contract import Part, Preferences, Rows, Split, Table, Text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -42,7 +43,7 @@ SCALING: dict[str, tuple[str, ...]] = {
     "compute": ("compute", "flop", "flops", "trainingflop", "trainingflops", "trainflops", "totalflops", "totalflos", "c"),
     "loss": ("loss", "finalloss", "evalloss", "valloss", "validationloss", "testloss", "heldoutloss", "trainloss", "l"),
 }
-ROLES = (*NAMES, *SCALING, "group", "run")
+ROLES = tuple(dict.fromkeys((*NAMES, *SCALING, *preferences.NAMES, *preferences.NUMBERS, "group", "run")))
 FEW = 50  # different values that a label guessed from content has at most
 SHORT = 20  # rows up to which one repeated value makes a label
 LOOKED_AT = 1000  # rows a guess from content looks at
@@ -51,7 +52,7 @@ FLOP = 6  # a parameter and token: C = 6 N D
 
 def known(name: str) -> bool:
     """Is this a column name that some role goes by?"""
-    return any(_plain(name) in names for names in (*NAMES.values(), *SCALING.values()))
+    return any(_plain(name) in names for names in (*NAMES.values(), *SCALING.values(), *preferences.NAMES.values()))
 
 
 def _plain(name: str) -> str:
@@ -71,6 +72,8 @@ def parts_of(spec: str, dataset: Dataset, running: bool, kinds: tuple[type[Part]
         return Split(Text(dataset, {"text": "text"}, running=True))
     if len(dataset) < 2:
         raise ValueError(f"data {spec} holds {len(dataset)} row: several are needed to train, choose and test on")
+    if Preferences in kinds:
+        return Split(preferences.read(spec, dataset, columns, say))
     return Split(*(_table(dataset, columns, say),)) if Table in kinds else _texts(spec, dataset, kinds, columns, say)
 
 
