@@ -1,0 +1,99 @@
+"""Equal parameters for all contenders: the depth and width whose decoder has the size that was asked for, within 2 %."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from etude.nn.decoder import EtudeDecoder
+from etude.nn.decoder_config import EtudeDecoderConfig
+
+Make = Callable[[int, int], EtudeDecoderConfig]  # (layers, width) -> configuration
+Stretch = Callable[[EtudeDecoderConfig, int], EtudeDecoderConfig]  # (configuration, parameters it lacks) -> configuration
+
+TOLERANCE = 0.02
+REACH = 0.35  # of the size: how far off a plain shape may be for `stretch` to be tried
+
+
+def check_counts(options: object, *names: str) -> None:
+    """Refuse options that are given and below 1, and a depth without a width.
+
+    Raises:
+        ValueError: it is so.
+    """
+    given = {name: getattr(options, name) for name in names}
+    for name, value in given.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if (given.get("layers") is None) != (given.get("width") is None):
+        raise ValueError(f"give layers and width, or neither: got layers {given.get('layers')} and width {given.get('width')}")
+
+
+def made(config: EtudeDecoderConfig) -> EtudeDecoder:
+    """The untrained decoder, drawn from torch's random state as it is, which is left as it was."""
+    with torch.random.fork_rng():
+        return EtudeDecoder(config).eval()
+
+
+def count(config: EtudeDecoderConfig) -> int:
+    """Parameters of the decoder, tied ones once; no memory is taken."""
+    with torch.device("meta"):
+        model = EtudeDecoder(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def aspect(parameters: int) -> float:
+    """The usual width over depth at a size: 32 up to a million parameters, 66 at GPT-2's 0.1 billion, 132 at LLaMA's 7 billion."""
+    return 32 * max(1.0, parameters / 1e6) ** 0.16
+
+
+def sized(
+    make: Make, parameters: int, step: int | None = None, stretch: Stretch | None = None, shapes: Sequence[tuple[int, int]] | None = None
+) -> EtudeDecoderConfig:
+    """The configuration of about `parameters` parameters whose width over depth is nearest to the usual.
+
+    Args:
+        make: the configuration of so many layers and such a width.
+        step: widths are multiples of it; by default of 16, from 5 million parameters on of 64, from half a billion on of 128.
+        stretch: changes a configuration by so many parameters, or by what comes near, at the same depth and width (mostly by the MLP's width).
+        shapes: the (layers, width) that are allowed; by default all.
+
+    Raises:
+        ValueError: no shape comes within 2 %; the message names the nearest size.
+    """
+    if parameters < 1:
+        raise ValueError(f"parameters must be at least 1, got {parameters}")
+    wanted, best = aspect(parameters), (math.inf, 0, None)
+    step = step or (16 if parameters < 5e6 else 64 if parameters < 5e8 else 128)
+    allowed = _shapes(make, parameters, step, TOLERANCE if stretch is None else REACH) if shapes is None else shapes
+    for layers, width in sorted(allowed, key=lambda shape: abs(math.log(shape[1] / shape[0] / wanted))):
+        config = make(layers, width)
+        if stretch is not None:
+            config = stretch(config, parameters - count(config))
+        size = count(config)
+        off = abs(size / parameters - 1)
+        if off <= TOLERANCE / 4:
+            return config
+        best = min(best, (off, size, config), key=lambda one: one[0])
+    if best[2] is not None and best[0] <= TOLERANCE:
+        return best[2]
+    nearest = best[1] or min((count(make(1, width)) for width in range(step, 9 * step, step)), key=lambda size: abs(size - parameters))
+    what = "no depth and width give" if shapes is None else "these layers and this width do not give"
+    raise ValueError(f"{what} {parameters:,} parameters within {TOLERANCE:.0%}: the nearest is {nearest:,}")
+
+
+def _shapes(make: Make, parameters: int, step: int, reach: float) -> Iterator[tuple[int, int]]:
+    """(layers, width) whose size is about right: every block counts alike."""
+    width = step
+    while True:
+        one = count(make(1, width))
+        block = count(make(2, width)) - one
+        if one > parameters * (1 + reach):
+            return
+        layers = 1 + (parameters - one) / block
+        for near in {math.floor(layers), math.ceil(layers)} - {0}:
+            if abs(one + (near - 1) * block - parameters) <= reach * parameters:
+                yield near, width
+        width += step * max(1, width // (32 * step))
