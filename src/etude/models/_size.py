@@ -33,7 +33,7 @@ def check_counts(options: object, *names: str) -> None:
 
 def made(config: EtudeDecoderConfig) -> EtudeDecoder:
     """The untrained decoder, drawn from torch's random state as it is, which is left as it was."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         return EtudeDecoder(config).eval()
 
 
