@@ -50,7 +50,12 @@ def aspect(parameters: int) -> float:
 
 
 def sized(
-    make: Make, parameters: int, step: int | None = None, stretch: Stretch | None = None, shapes: Sequence[tuple[int, int]] | None = None
+    make: Make,
+    parameters: int,
+    step: int | None = None,
+    stretch: Stretch | None = None,
+    shapes: Sequence[tuple[int, int]] | None = None,
+    blocks: int = 1,
 ) -> EtudeDecoderConfig:
     """The configuration of about `parameters` parameters whose width over depth is nearest to the usual.
 
@@ -59,13 +64,14 @@ def sized(
         step: widths are multiples of it; by default of 16, from 5 million parameters on of 64, from half a billion on of 128.
         stretch: changes a configuration by so many parameters, or by what comes near, at the same depth and width (mostly by the MLP's width).
         shapes: the (layers, width) that are allowed; by default all.
+        blocks: that do the work of one transformer layer (attention and MLP): so many times as deep is usual.
 
     Raises:
         ValueError: no shape comes within 2 %; the message names the nearest size.
     """
     if parameters < 1:
         raise ValueError(f"parameters must be at least 1, got {parameters}")
-    wanted, best = aspect(parameters), (math.inf, 0, None)
+    wanted, best = aspect(parameters) / blocks, (math.inf, 0, None)
     step = step or (16 if parameters < 5e6 else 64 if parameters < 5e8 else 128)
     allowed = _shapes(make, parameters, step, TOLERANCE if stretch is None else REACH) if shapes is None else shapes
     for layers, width in sorted(allowed, key=lambda shape: abs(math.log(shape[1] / shape[0] / wanted))):

@@ -1,4 +1,4 @@
-r"""The selective scan: h_t = exp(Δ_t A) h_{t-1} + Δ_t x_t B_t and y_t = C_t · h_t, for each channel a state of N numbers (arXiv 2312.00752, algorithm 2).
+r"""The selective scan: h_t = exp(Δ_t A) h_{t-1} + Δ_t x_t B_t and y_t = C_t · h_t, a state of N numbers for each channel (2312.00752, algorithm 2).
 
 Ā = exp(ΔA) is the exact zero-order hold, B̄ = ΔB its first-order form, as in the paper's code. The state is kept in float32 (bfloat16 diverges),
 in float64 where the inputs are. Four kernels compute the same:
@@ -88,8 +88,8 @@ def selective_step(
     x_BE: Float[Tensor, "B E"],
     delta_BE: Float[Tensor, "B E"],
     A_EN: Float[Tensor, "E N"],
-    B: Float[Tensor, "#B N"] | Float[Tensor, "E N"],
-    C: Float[Tensor, "#B N"] | Float[Tensor, "E N"],
+    B: Float[Tensor, "B 1 N"] | Float[Tensor, "E N"],
+    C: Float[Tensor, "B 1 N"] | Float[Tensor, "E N"],
     h_BEN: Float[Tensor, "B E N"],
 ) -> tuple[Float[Tensor, "B E"], Float[Tensor, "B E N"]]:
     """One token: y (B, E) and the new state (B, E, N)."""
@@ -189,7 +189,7 @@ class _Fused(torch.autograd.Function):
 
 
 def impulse(
-    delta_E: Float[Tensor, "E"], A_EN: Float[Tensor, "E N"], B_EN: Float[Tensor, "E N"], C_EN: Float[Tensor, "E N"], length: int
+    delta_E: Float[Tensor, " E"], A_EN: Float[Tensor, "E N"], B_EN: Float[Tensor, "E N"], C_EN: Float[Tensor, "E N"], length: int
 ) -> Float[Tensor, "E L"]:
     """The response to a single 1: K_j = C · Ā^j B̄ with Ā = exp(ΔA) and B̄ = ΔB (section 2, equation 3)."""
     steps_L = torch.arange(length, device=A_EN.device, dtype=A_EN.dtype)
