@@ -178,7 +178,7 @@ def _compare(parser: Parser, argv: Sequence[str]) -> None:
         metavar="FILE.py:FUNCTION",
         help="a quality measure of your own: FUNCTION(model, tokenizer, texts) returns one number, or one a text; more is better",
     )
-    judging.add_argument("--seeds", type=counting, default=2, help="seeds to report, after the one that chooses (default 2)")
+    judging.add_argument("--seeds", type=counting, help="seeds to report, after the one that chooses (default: the contest's own, 2 or 3)")
     judging.add_argument("--dev", action="store_true", help="stop before the test part is opened")
     judging.add_argument("--with-samples", action="store_true", help="show two samples a contender; the report then holds text of yours")
     add_running(parser)

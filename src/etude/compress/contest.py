@@ -68,6 +68,8 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
         return load_model(run.path("model"), run)
 
     def data(self, run: Run) -> Data:
+        from etude.nn.loading import load_tokenizer
+
         train, validation = Split.load(run.path("train")), Split.load(run.path("validation"))
         return Data(train, validation, run.seed, load_tokenizer(run.path("model")))
 
@@ -98,6 +100,7 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
         import math
 
         from etude.measure import cost, quality
+        from etude.nn.loading import load_tokenizer
 
         model, tokenizer = load_model(folder, run), load_tokenizer(folder)
         metrics = Metrics(bytes=float(cost.folder_bytes(folder)))
@@ -112,6 +115,7 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
 
     def remember(self, folder: Path, held_out: Split, run: Run, out: Path) -> None:
         from etude.measure.quality import store_reference
+        from etude.nn.loading import load_tokenizer
 
         if Text in held_out:
             sizes = {key: SETTINGS[key] for key in ("tokens", "window")}
@@ -144,17 +148,14 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
 
     def facts(self, run: Run) -> dict[str, Any]:
         from etude.data.assets import on_grid
+        from etude.nn import loading
 
         folder = run.path("model")
-        config = json.loads((folder / "config.json").read_text())
-        architecture = (config.get("architectures") or [config.get("model_type", "unknown")])[0]
-        card = (folder / "README.md").read_text().splitlines() if (folder / "README.md").exists() else []
-        licences = [line.partition(":")[2].strip() for line in card if line.startswith("license:")]
         return {
-            "parameters": parameters(folder, config),
-            "architecture": architecture,
+            "parameters": loading.parameters(folder),
+            "architecture": loading.architecture(folder),
             "grid": on_grid(folder),
-            "licence": licences[0] if licences else "not stated",
+            "licence": loading.licence(folder),
         }
 
     def marks(self, facts: Mapping[str, Any], traits: tuple[str, ...]) -> str:
@@ -165,6 +166,8 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
         return ""
 
     def loaded(self, folder: Path, run: Run) -> tuple[Any, ...]:
+        from etude.nn.loading import load_tokenizer
+
         return load_model(folder, run), load_tokenizer(folder)
 
     def describe(self, folder: Path) -> dict[str, str]:
@@ -173,6 +176,8 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
 
     def samples(self, folder: Path, held_out: Split, run: Run) -> list[str]:
         import torch
+
+        from etude.nn.loading import load_tokenizer
 
         model: Any = load_model(folder, run)
         tokenizer = load_tokenizer(folder)
@@ -193,6 +198,7 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
 
     def check(self, parts: Split, run: Run) -> list[str]:
         from etude.measure.quality import longer_than, windows_of
+        from etude.nn.loading import context_length, load_tokenizer
 
         tokenizer, context, notes = load_tokenizer(run.path("model")), context_length(run.path("model")), list[str]()
         window = min(SETTINGS["window"], context)
@@ -207,52 +213,10 @@ class LanguageModels(Contest["PreTrainedModel", "Compressor"]):
 
 
 def load_model(folder: Path, run: Run) -> PreTrainedModel:
-    """The folder's decoder in the run's dtype on its device, in evaluation mode."""
-    import torch
-    from transformers import AutoModelForCausalLM
+    """The folder's decoder in the run's dtype on its device."""
+    from etude.nn.loading import load_decoder
 
-    import etude.nn.hosts
-
-    etude.nn.hosts.install()
-    model: Any
-    model, told = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, run.dtype), local_files_only=True, output_loading_info=True)
-    if told["missing_keys"]:
-        first = ", ".join(sorted(told["missing_keys"])[:3])
-        raise ValueError(f"the weights of the model lack {len(told['missing_keys'])} tensors ({first}...): fetch or save its folder again")
-    model.to(torch.device(run.device))
-    loaded: PreTrainedModel = model.eval()
-    return loaded
-
-
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The folder's tokenizer."""
-    from transformers import AutoTokenizer
-
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    return tokenizer
-
-
-def parameters(folder: Path, config: Mapping[str, Any]) -> int:
-    """How many parameters the architecture has, tied ones counted once: from the configuration, no weights read."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-    model.tie_weights()
-    return sum(p.numel() for p in model.parameters())
-
-
-def context_length(folder: Path) -> int:
-    """The longest sequence that the model's positions allow, from its configuration."""
-    from types import SimpleNamespace
-
-    from transformers import AutoConfig
-
-    from etude.measure.quality import context_of
-
-    stand_in: Any = SimpleNamespace(config=AutoConfig.from_pretrained(folder, local_files_only=True))
-    return context_of(stand_in, 1 << 30)
+    return load_decoder(folder, run.dtype, run.device)
 
 
 def accuracy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: Rows) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,11 @@ class Text(Part):
 
 
 class Rows(Part):
-    """Rows with an answer: roles "text" and "label", or "prompt" and "answer", or "prompt", "choices" (list) and "label" (index)."""
+    """Rows with an answer: roles "text" and "label", "prompt" and "answer", "messages" (chat), or "prompt", "choices" (list) and "label" (index)."""
+
+
+class Preferences(Part):
+    """Pairs of answers to one prompt: roles "prompt", "chosen" and "rejected" (texts, or lists of chat messages); "weight" and "rate" where given."""
 
 
 class Table(Part):
@@ -115,15 +120,31 @@ class Journal:
 
     Attributes:
         chosen: what the search settled on, in words; the technique writes it.
+        settled: the same as options: what is built after it, on further seeds, takes them over.
     """
 
     def __init__(self, path: Path | None = None) -> None:
-        self.chosen = ""
+        self.chosen, self.settled = "", dict[str, Any]()
         self.path, self.trials = path, list[dict[str, Any]]()
         if path and path.exists():
             lines = path.read_text().split("\n")[:-1]  # what follows the last newline was torn by a kill
             self.trials = [json.loads(line) for line in lines]
             path.write_text("".join(line + "\n" for line in lines))
+
+    @property
+    def checkpoints(self) -> Path | None:
+        """A folder for the checkpoints of what is being built; None without a path."""
+        return self.path.with_suffix(".checkpoints") if self.path else None
+
+    def settle(self, **options: Any) -> None:
+        """Say what the search settled on, as options of the technique."""
+        self.settled.update(options)
+
+    def close(self) -> None:
+        """What was built is done: trials and checkpoints are needed no more."""
+        if self.path:
+            self.path.unlink(missing_ok=True)
+            shutil.rmtree(self.path.with_suffix(".checkpoints"), ignore_errors=True)
 
     def once(self, options: Mapping[str, Any], score: Callable[[], float]) -> float:
         """The score of these options (lower is better): recorded before, or computed now and recorded."""

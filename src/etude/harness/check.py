@@ -71,7 +71,7 @@ def at_work(entry: catalogue.Entry, contest: Contest[Any, Any], kind: str) -> It
     with tempfile.TemporaryDirectory() as room:
         folder = Path(room) / "built"
         try:
-            made = getattr(method, contest.verb)(subject, data)
+            made = contest.call(method, subject, data)
             if made is None:
                 yield f"{contest.verb} returned nothing on a tiny {kind}: it must return what it made"
                 return

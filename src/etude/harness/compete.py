@@ -35,7 +35,7 @@ def compete(request: Request, say: Say, progress: Progress | None = None) -> dic
     entrants = entrants_of(request, contest)
     check_machine(request)
     inputs = gather(request, contest, say)
-    refuse_needs(entrants, inputs)
+    leave_out(entrants, lambda entrant: lacks(entrant, inputs))
     identity = identity_of(request, contest, entrants, inputs)
     runner = Runner(Store(home() / "etude.sqlite"), jobs=request.jobs or cores(), progress=progress)
     referee = Referee(request, contest, inputs, runner, progress, identity)
@@ -48,6 +48,8 @@ def compete(request: Request, say: Say, progress: Progress | None = None) -> dic
                 referee.single(referee.run("check", entrant))
         for note in referee.study_subject():
             say(note)
+        leave_out(entrants, lambda entrant: contest.unfit(referee.facts, entrant.entry.traits))
+        replace_reference(referee, entrants)
         announce_plan(referee, entrants, say)
         if request.dry_run:
             return {"dry_run": True, "contenders": [entrant.label for entrant in entrants], "identity": identity}
@@ -69,7 +71,7 @@ def run_contest(referee: Referee, entrants: list[Entrant], say: Say) -> dict[str
         raise ValueError(f"the reference {reference.label} failed, so that nothing can be compared: {first.error}")
     referee.reference["choice"] = first.metrics
     referee.points(entrants)
-    wanted = [(entrant, options, CHOOSING) for entrant in entrants for options in entrant.points]
+    wanted = [(entrant, options, CHOOSING) for entrant in entrants if not entrant.left_out for options in entrant.points]
     tried = dict[str, list[Measured]]()
     for (entrant, _, _), one in zip(wanted, referee.measure(wanted, "choice"), strict=True):
         tried.setdefault(entrant.label, []).append(one)
@@ -110,13 +112,17 @@ def run_contest(referee: Referee, entrants: list[Entrant], say: Say) -> dict[str
 
 
 def over_seeds(referee: Referee, entrants: list[Entrant], chosen: dict[str, Measured], held_out: str) -> dict[str, list[Measured]]:
-    """The chosen points on the held-out part: one seed each, and the further ones of those that proved not deterministic."""
-    seeds = list(range(CHOOSING + 1, CHOOSING + 1 + referee.request.seeds))
+    """The chosen points on the held-out part: one seed each, and the further ones of those that proved not deterministic.
+
+    What a search settled on with the choosing seed is an option from here on: it is tuned once, on a seed that is not reported.
+    """
+    seeds = list(range(CHOOSING + 1, CHOOSING + 1 + referee.seeds))
     able = [entrant for entrant in entrants if entrant.label in chosen]
-    first = referee.measure([(entrant, chosen[entrant.label].options, seeds[0]) for entrant in able], held_out)
+    options = {label: one.options | one.settled for label, one in chosen.items()}
+    first = referee.measure([(entrant, options[entrant.label], seeds[0]) for entrant in able], held_out)
     found = {entrant.label: [one] for entrant, one in zip(able, first, strict=True)}
     random = [entrant for entrant in able if found[entrant.label][0].probe != chosen[entrant.label].probe or found[entrant.label][0].error]
-    wanted = [(entrant, chosen[entrant.label].options, seed) for entrant in random for seed in seeds[1:]]
+    wanted = [(entrant, options[entrant.label], seed) for entrant in random for seed in seeds[1:]]
     for (entrant, _, _), one in zip(wanted, referee.measure(wanted, held_out), strict=True):
         found[entrant.label].append(one)
     return found
@@ -133,28 +139,50 @@ def samples(referee: Referee, entrants: list[Entrant], seeds: dict[str, list[Mea
     return spoken
 
 
-def refuse_needs(entrants: list[Entrant], inputs: Inputs) -> None:
-    """Refuse a contender whose parts of the data were not brought, by name and before any work."""
+def lacks(entrant: Entrant, inputs: Inputs) -> str:
+    """Which part of the data a contender needs and was not brought, in words; empty when nothing is missing."""
     there = set(inputs.about["data"]["rows"])
-    for entrant in entrants:
-        missing = [need for need in entrant.entry.needs if need not in there and not (need == "Text" and "Rows" in there)]
-        if missing:
-            raise ValueError(f"{entrant.label} needs {missing[0]}, which the data does not hold (it holds {', '.join(sorted(there))})")
+    missing = [need for need in entrant.entry.needs if need not in there and not (need == "Text" and "Rows" in there)]
+    return f"it needs {missing[0]}, which the data does not hold (it holds {', '.join(sorted(there))})" if missing else ""
+
+
+def leave_out(entrants: list[Entrant], why: Callable[[Entrant], str]) -> None:
+    """Leave out the contenders that cannot take part; one that the user named is refused, and so is the reference, before any work."""
+    for place, entrant in enumerate(entrants):
+        reason = entrant.left_out or why(entrant)
+        if reason and (entrant.named or place == 0):
+            raise ValueError(f"{entrant.label} cannot take part: {reason}")
+        entrant.left_out = reason
+
+
+def replace_reference(referee: Referee, entrants: list[Entrant]) -> None:
+    """Put the fallback in the reference's place where that needs more memory than the machine has."""
+    contest, reference = referee.contest, entrants[0]
+    needed, there = contest.reference_memory(referee.facts), float(referee.machine["memory"])
+    if not contest.fallback or needed <= there:
+        return
+    reason = f"it needs {needed / 1e9:.0f} GB of memory, this machine has {there / 1e9:.0f}"
+    if reference.named:
+        raise ValueError(f"{reference.label} cannot take part: {reason}")
+    reference.left_out = reason
+    entrants.sort(key=lambda entrant: entrant.entry.name != contest.fallback)
 
 
 def identity_of(request: Request, contest: Contest[Any, Any], entrants: list[Entrant], inputs: Inputs) -> str:
     """What makes two calls the same contest."""
     who = [[entrant.label, entrant.options, entrant.file] for entrant in entrants]
-    asked = [request.budget, request.max_loss, request.prefer, request.seeds, request.dev, request.with_samples, request.device, request.dtype]
+    seeds = contest.seeds if request.seeds is None else request.seeds
+    asked = [request.budget, request.max_loss, request.prefer, seeds, request.dev, request.with_samples, request.device, request.dtype]
     return digest_json([contest.family, contest.name, who, asked, inputs.digests, inputs.metric])
 
 
 def announce_plan(referee: Referee, entrants: list[Entrant], say: Say) -> None:
     """Say what will be done and what it is expected to take."""
-    contest, facts, seeds, jobs = referee.contest, referee.facts, referee.request.seeds, referee.runner.jobs
-    known = facts | {"flops": referee.flops}
+    contest, facts, seeds, jobs = referee.contest, referee.facts, referee.seeds, referee.runner.jobs
+    known, absent = facts | {"flops": referee.flops}, [entrant for entrant in entrants if entrant.left_out]
+    entrants = [entrant for entrant in entrants if not entrant.left_out]
     each = {step: contest.estimate(known, step) for step in ("build", "measure", "time")}
-    builds = sum(2 + (0 if entrant.entry.name == contest.reference else 2) for entrant in entrants)
+    builds = 4 * len(entrants) - 2
     searching = sum(contest.estimate(known, "search").seconds * (1 + seeds) for entrant in entrants if "searches" in entrant.entry.traits)
     seconds = (builds * (each["build"].seconds + each["measure"].seconds) + searching) / jobs + len(entrants) * each["time"].seconds
     memory, disk = jobs * max(e.memory for e in each.values()), builds * each["build"].disk
@@ -171,7 +199,9 @@ def announce_plan(referee: Referee, entrants: list[Entrant], say: Say) -> None:
             amount = shown(limit["amount"] * base, axis.unit)
             say(f"budget {limit['text']}: {axis.title} at most {amount}, of {shown(base, axis.unit)} (what the reference is taken to cost)")
     if referee.progress:
-        referee.progress.forecast(6 + sum(7 if entrant.entry.name == contest.reference else 6 + seeds for entrant in entrants))
+        referee.progress.forecast(7 - seeds + (6 + seeds) * len(entrants))
+    for entrant in absent:
+        say(f"{entrant.label} is left out: {entrant.left_out}")
     for entrant in entrants:
         if mark := contest.marks(facts, entrant.entry.traits):
             say(f"{entrant.label}: {mark}")
@@ -202,7 +232,7 @@ def apply(
     referee = Referee(request, contest, inputs, runner, progress)
     referee.study_subject()
     entrant = Entrant(name, entry, options)
-    refuse_needs([entrant], inputs)
+    leave_out([entrant], lambda one: lacks(one, inputs) or contest.unfit(referee.facts, one.entry.traits))
     record = referee.single(referee.build_run(entrant, options, CHOOSING), makes=True)
     return record.artifact or "", {
         "entry": entry,

@@ -33,10 +33,10 @@ class Need:
     """What a contest asks its user to bring; the command line makes a flag of it.
 
     Attributes:
-        name: of the flag ("model", "data").
+        name: of the flag ("model", "tokenizer", "data").
         kind: "model" (a Hugging Face folder, GGUF file, hub or embedded name) or "data".
         help: one sentence for `--help`, with an example.
-        default: the embedded example that runs when the flag is left out.
+        default: the embedded example that runs when the flag is left out; a model or tokenizer without one is optional.
     """
 
     name: str
@@ -146,10 +146,12 @@ class Contest(ABC, Generic[Subject, Contender]):
         verb: the method that contenders have.
         brings: what the user brings; kinds: the data parts it can use, in the order of preference.
         field: baselines by name, always run; reference: the one that loss and budgets refer to.
+        fallback: the one that stands in for the reference where that needs more memory than the machine has; "" when there is none.
         quality: the metric that decides; axes: every metric of the table, costs after it, the main cost axis first among them.
         budget_axes: which axis each form of `--budget` limits: "share", "bytes", "seconds", "faster", "tokens".
         max_loss: the default limit on quality lost against the reference (0.02), when no budget is given.
         trials: what a technique that searches may try.
+        seeds: that are measured by default, after the one on which operating points are chosen.
     """
 
     family: ClassVar[str]
@@ -160,12 +162,14 @@ class Contest(ABC, Generic[Subject, Contender]):
     kinds: ClassVar[tuple[type[Part], ...]]
     field: ClassVar[tuple[str, ...]]
     reference: ClassVar[str]
+    fallback: ClassVar[str] = ""
     quality: ClassVar[str]
     costs: ClassVar[tuple[str, ...]]
     axes: ClassVar[Mapping[str, Axis]]
     budget_axes: ClassVar[Mapping[str, str]] = {}
     max_loss: ClassVar[float | None] = None
     trials: ClassVar[int] = 16
+    seeds: ClassVar[int] = 2
 
     @abstractmethod
     def split(self, parts: Split, seed: int) -> tuple[Split, Split, Split, Split]:
@@ -199,9 +203,13 @@ class Contest(ABC, Generic[Subject, Contender]):
     def tiny(self) -> Mapping[str, tuple[Callable[[], Subject], Data]]:
         """Two small subjects of different kinds with data, made on the spot: for the conformance suite."""
 
+    def call(self, contender: Contender, subject: Subject, data: Data) -> Any:
+        """Run the verb and return what it made."""
+        return getattr(contender, self.verb)(subject, data)
+
     def build(self, contender: Contender, subject: Subject, data: Data, folder: Path) -> None:
-        """Run the verb and save what it made in `folder`."""
-        self.save(getattr(contender, self.verb)(subject, data), data, folder)
+        """Run the verb, and what belongs to it (training), and save what came out in `folder`."""
+        self.save(self.call(contender, subject, data), data, folder)
 
     def probe(self, folder: Path, run: Run) -> str:
         """A digest of the answers on the probe: equal digests mean bit-equal answers."""
@@ -230,8 +238,16 @@ class Contest(ABC, Generic[Subject, Contender]):
         """The reference's cost on the main axis where budgets count it by a formula instead of by measurement."""
         return None
 
+    def reference_memory(self, facts: Mapping[str, Any]) -> float:
+        """Bytes of memory that building the reference needs: where the machine has less, `fallback` stands in for it."""
+        return 0.0
+
     def marks(self, facts: Mapping[str, Any], traits: tuple[str, ...]) -> str:
         """Why a contender with these traits is to be read with care on this subject; empty when not."""
+        return ""
+
+    def unfit(self, facts: Mapping[str, Any], traits: tuple[str, ...]) -> str:
+        """Why a contender with these traits cannot take part with this subject; empty when it can."""
         return ""
 
     def facts(self, run: Run) -> dict[str, Any]:

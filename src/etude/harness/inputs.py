@@ -24,7 +24,7 @@ class Inputs:
     """Everything a contest reads, by digest.
 
     Attributes:
-        digests: name -> digest: model, train, validation, choice, test, metric.
+        digests: name -> digest: model, tokenizer, train, validation, choice, test, metric.
         about: what the report says of model and data.
         metric: the name of the user's own metric, or "".
         quality: the metric that decides.
@@ -55,10 +55,10 @@ def gather(request: Request, contest: Contest[Any, Any], say: Callable[[str], No
 
     digests, about = dict[str, str](), dict[str, Any]()
     for need in contest.brings:
-        if need.kind == "model":
+        if need.kind == "model" and brought[need.name]:
             folder = assets.model_folder(brought[need.name], request.revision, say)
-            digests["model"] = adopt(folder)
-            about["model"] = {"name": brought[need.name], "digest": digests["model"]}
+            digests[need.name] = adopt(folder)
+            about[need.name] = {"name": brought[need.name], "digest": digests[need.name]}
     parts = load(brought["data"], contest, request.columns, aloud)
     rows = {name: len(part) for name, part in zip(parts.parts, parts.parts.values(), strict=True)}
     key = [sources.source_digest(brought["data"]), sources.read_as(brought["data"]), request.columns, contest.family, contest.name]

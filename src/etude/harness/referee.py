@@ -36,6 +36,7 @@ class Measured:
     metrics: Metrics = field(default_factory=Metrics)
     probe: str = ""
     tuning: list[dict[str, Any]] = field(default_factory=list)
+    settled: dict[str, Any] = field(default_factory=dict)  # what its search settled on, as options
     describe: dict[str, str] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     error: str = ""
@@ -50,6 +51,7 @@ class Referee:
     ) -> None:
         self.identity = identity  # timings are of one contest: another one's were taken under another load
         self.request, self.contest, self.inputs, self.runner, self.progress = request, contest, inputs, runner, progress
+        self.seeds = contest.seeds if request.seeds is None else request.seeds
         self.dtype = request.dtype or default_dtype()
         self.machine = machine()
         self.limits = [parse_budget(text, contest) for text in request.budget]
@@ -90,7 +92,7 @@ class Referee:
 
     def study_subject(self) -> list[str]:
         """Find out what there is to know of the subject before anything is planned; what is to be said aloud is returned."""
-        value = self.single(self.run("facts", inputs=self.inputs.pick("model", "train", "choice", "test"))).value
+        value = self.single(self.run("facts", inputs=self.inputs.pick("model", "tokenizer", "train", "choice", "test"))).value
         name = self.inputs.about.get("model", {}).get("name", "")
         self.facts, self.reference_cost, self.flops = value["facts"] | {"name": name}, value["reference_cost"], value["flops"]
         notes: list[str] = value["notes"]
@@ -103,14 +105,13 @@ class Referee:
         reference = self.reference_cost or float(getattr(self.reference["choice"], self.contest.costs[0]))
         amount = None if limit is None else limit["amount"] * (reference if limit["form"] == "share" else 1.0)
         settings: dict[str, Any] = {"axis": self.contest.costs[0], "limit": amount, "reference": reference}
+        given, present = self.inputs.pick("model", "tokenizer", "train"), [entrant for entrant in entrants if not entrant.left_out]
         runs = {
-            entrant.label: replace(
-                self.run("points", entrant, self.inputs.pick("model", "train"), 0, **settings), options=json.dumps(entrant.options, sort_keys=True)
-            )
-            for entrant in entrants
+            entrant.label: replace(self.run("points", entrant, given, 0, **settings), options=json.dumps(entrant.options, sort_keys=True))
+            for entrant in present
         }
         records = {r.run: r for r in self.runner.run([Job(run, CALL + "points") for run in runs.values()])}
-        for entrant in entrants:
+        for entrant in present:
             record = records[runs[entrant.label]]
             entrant.points = record.value["points"] if record.status == "done" else []
             entrant.error = record.reason if record.status != "done" else ""
@@ -143,7 +144,7 @@ class Referee:
             result.error, result.step = (built.reason if built else "it was not run"), "build"
             return
         result.built, result.records = built.artifact or "", [built]
-        result.tuning, result.describe = built.value["tuning"], built.value["describe"]
+        result.tuning, result.settled, result.describe = built.value["tuning"], built.value.get("settled", {}), built.value["describe"]
         measured = by_run.get(self.measure_run(entrant, built, held_out, again))
         if measured is None or measured.status != "done":
             result.error, result.step = (measured.reason if measured else "it was not measured"), "measure"
@@ -158,7 +159,7 @@ class Referee:
 
     def build_run(self, entrant: Entrant, options: dict[str, Any], seed: int) -> Run:
         """The identity of a build: nothing held out is among its inputs."""
-        run = self.run("build", entrant, self.inputs.pick("model", "train", "validation"), seed)
+        run = self.run("build", entrant, self.inputs.pick("model", "tokenizer", "train", "validation"), seed)
         return replace(run, options=json.dumps(options, sort_keys=True))
 
     def measure_run(self, entrant: Entrant, built: Record, held_out: str, again: int = 0) -> Run:

@@ -22,7 +22,7 @@ class Request:
         names: contenders, each "name" or "name:option=value,..."; empty means every implemented one of the family.
         brought: what the user brings, by the contest's need ("model", "data").
         budget: limits as given ("0.5", "120MB", "60s", "2x faster"); max_loss as given ("2%").
-        seeds: measured seeds, after the one on which operating points are chosen.
+        seeds: measured seeds, after the one on which operating points are chosen; None leaves it to the contest.
     """
 
     out: Path
@@ -39,7 +39,7 @@ class Request:
     prefer: str | None = None
     metric: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
-    seeds: int = 2
+    seeds: int | None = None
     dev: bool = False
     with_samples: bool = False
     jobs: int | None = None
@@ -73,6 +73,7 @@ class Entrant:
     chosen: int = -1
     error: str = ""
     left_out: str = ""
+    named: bool = False  # by the user: it is refused where another one would be left out
 
     @property
     def inputs(self) -> tuple[tuple[str, str], ...]:
@@ -111,7 +112,7 @@ def entrants_of(request: Request, contest: Contest[Any, Any]) -> list[Entrant]:
             raise ValueError(f"{name} does not compete in {contest.family}: it enters {', '.join(entry.enters) or 'no contest'}")
         if entry.name not in request.without:
             catalogue.make(entry, options)  # refuses bad options before any work
-            found.append(Entrant(entry.name if label == name else label, entry, options))
+            found.append(Entrant(entry.name if label == name else label, entry, options, named=label in request.names))
     if request.with_file:
         path, _, classes = request.with_file.rpartition(":")
         found += [own_entrant(f"{path}:{name}", contest) for name in classes.split(",")]
@@ -132,7 +133,7 @@ def own_entrant(spec: str, contest: Contest[Any, Any]) -> Entrant:
     def copy(folder: Path) -> None:
         shutil.copyfile(source, folder / "method.py")
 
-    return Entrant(entry.name, entry, {}, store_folder(copy))
+    return Entrant(entry.name, entry, {}, store_folder(copy), named=True)
 
 
 UNITS = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}

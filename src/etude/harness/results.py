@@ -30,7 +30,10 @@ def assemble(
     once = seeds[reference.label][0].metrics
     said = seeds[reference.label][0].probe
     noise = abs(getattr(once, quality) - getattr(again.metrics, quality)) if not again.error and quality in once else 0.0
-    contenders = [contender(referee, entrant, tried.get(entrant.label, []), seeds.get(entrant.label, []), said) for entrant in entrants]
+    contenders = [
+        contender(referee, entrant, tried.get(entrant.label, []), seeds.get(entrant.label, []), None if entrant is reference else said)
+        for entrant in entrants
+    ]
     failures = [
         {"name": entrant.label, "seed": one.seed, "step": one.step, "error": one.error}
         for entrant in entrants
@@ -81,7 +84,7 @@ def settings(referee: Referee, reference: Metrics) -> dict[str, Any]:
         "budget": limits,
         "max_loss": referee.max_loss,
         "prefer": request.prefer,
-        "seeds": request.seeds,
+        "seeds": referee.seeds,
         "jobs": referee.runner.jobs,
         "dev": request.dev,
         "trials": referee.contest.trials,
@@ -92,8 +95,8 @@ def settings(referee: Referee, reference: Metrics) -> dict[str, Any]:
     }
 
 
-def contender(referee: Referee, entrant: Entrant, tried: list[Measured], seeds: list[Measured], said: str) -> dict[str, Any]:
-    """One row of the table, with all that lies behind it; `said` is the probe of the reference."""
+def contender(referee: Referee, entrant: Entrant, tried: list[Measured], seeds: list[Measured], said: str | None) -> dict[str, Any]:
+    """One row of the table, with all that lies behind it; `said` is the probe of the reference, None for itself."""
     good = [one for one in seeds if not one.error]
     chosen = tried[entrant.chosen] if entrant.chosen >= 0 else None
     records = [record for one in [*tried, *seeds] for record in one.records]
@@ -112,7 +115,7 @@ def contender(referee: Referee, entrant: Entrant, tried: list[Measured], seeds: 
         "deterministic": bool(good and chosen and good[0].probe == chosen.probe),
         "options": chosen.options if chosen else entrant.options,
         "error": next((error for error in errors if error), None),
-        "unchanged": bool(good and entrant.entry.name != referee.contest.reference and good[0].probe == said),
+        "unchanged": bool(good and good[0].probe == said),
         "describe": good[0].describe if good else {},
         "points": [
             {"options": one.options, "metrics": numbers(one.metrics), "error": one.error or None, "chosen": i == entrant.chosen}

@@ -66,7 +66,8 @@ def build(run: Run, folder: Path | None) -> dict[str, Any]:
     journal = Journal(journal_path(run))
     contest.build(contender_of(run), contest.subject(run), replace(contest.data(run), journal=journal), folder)
     found = {"its search chose": journal.chosen} if journal.chosen else {}
-    return {"tuning": journal.trials, "describe": contest.describe(folder) | found}
+    journal.close()
+    return {"tuning": journal.trials, "settled": journal.settled, "describe": contest.describe(folder) | found}
 
 
 def journal_path(run: Run) -> Path:

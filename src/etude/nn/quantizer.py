@@ -10,11 +10,19 @@ read. This module is read while transformers itself is still being imported, so 
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
+
+
+def register(host: ModuleType) -> None:
+    """Enter the quantizer and its configuration in the tables of `transformers.quantizers.auto`."""
+    if "etude" not in host.AUTO_QUANTIZER_MAPPING:
+        host.register_quantization_config("etude")(EtudeConfig)
+        host.register_quantizer("etude")(EtudeQuantizer)
 
 
 class EtudeConfig(QuantizationConfigMixin):
