@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import json
 import os
 import re
 import sys
@@ -26,7 +28,24 @@ EMBEDDED = {
     "python-source": "the source code of Python's standard library",
     "python-docs": "Python's language reference as pydoc carries it (English, reStructuredText)",
     "english": "English prose: the paragraphs of whole sentences in Python's language reference and docstrings",
+    "python-areas": "sentences of the standard library's docstrings, labelled by the area that they document (rows of text and label)",
 }
+AREAS = {  # the chapters of the library reference, the small ones together
+    "concurrency": "asyncio threading multiprocessing concurrent subprocess sched signal queue _threading_local",
+    "debugging": "unittest doctest pdb bdb trace traceback tracemalloc timeit cProfile profile pstats logging warnings faulthandler",
+    "files": "_pyio io pathlib shutil tempfile fileinput os posixpath ntpath genericpath glob fnmatch filecmp stat tarfile zipfile gzip bz2 lzma",
+    "formats": "configparser json csv pickle pickletools copyreg shelve dbm plistlib tomllib netrc xml html base64 quopri wave sqlite3",
+    "language": "ast tokenize dis inspect importlib symtable code codeop pkgutil runpy pyclbr py_compile compileall pydoc zipimport opcode",
+    "mail": "email mailbox smtplib poplib imaplib nntplib smtpd mimetypes",
+    "network": "http urllib ftplib socket socketserver ssl telnetlib ipaddress wsgiref xmlrpc cgi webbrowser selectors asyncore asynchat uuid",
+    "numbers": "_pydecimal decimal fractions statistics random numbers datetime _pydatetime _strptime calendar zoneinfo hmac secrets hashlib",
+    "programs": "argparse optparse getopt cmd distutils venv zipapp site sysconfig platform ctypes getpass",
+    "text": "difflib textwrap string stringprep re codecs encodings locale gettext shlex pprint reprlib",
+    "types": "collections _collections_abc heapq bisect enum dataclasses copy weakref graphlib functools operator contextlib types typing abc",
+    "windows": "tkinter turtle turtledemo curses colorsys",
+}
+MOST = 450  # rows of an area
+WORDS = (6, 32)  # of a row
 
 
 @dataclass(frozen=True)
@@ -143,28 +162,66 @@ def _download(piece: Piece, target: Path) -> None:
 
 
 def _embedded(name: str) -> Path:
-    makers = {"python-source": _sources, "python-docs": _topics, "english": _prose}
+    makers = {"python-source": _sources, "python-docs": _topics, "english": _prose, "python-areas": _areas}
+    file = f"{name}.jsonl" if name == "python-areas" else f"{name}.txt"
 
     def fill(folder: Path) -> None:
-        with (folder / f"{name}.txt").open("w", encoding="utf-8") as out:
+        with (folder / file).open("w", encoding="utf-8") as out:
             out.writelines(makers[name]())
 
-    return artifact(store_folder(fill, digest_json([name, sys.version, LAYOUT]))) / f"{name}.txt"
+    return artifact(store_folder(fill, digest_json([name, sys.version, LAYOUT]))) / file
 
 
-def _modules() -> Iterator[str]:
-    """The text of each module of the standard library, in the order of their names."""
+def _modules() -> Iterator[tuple[str, str]]:
+    """The top-level name and the text of each module of the standard library, in the order of their names."""
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
-        if not LEFT_OUT & set(path.relative_to(root).parts):
+        parts = path.relative_to(root).parts
+        if not LEFT_OUT & set(parts):
             try:
-                yield path.read_text(encoding="utf-8")
+                yield parts[0].removesuffix(".py"), path.read_text(encoding="utf-8")
             except (UnicodeDecodeError, OSError):
                 continue
 
 
+def _areas() -> Iterator[str]:
+    """At most `MOST` sentences of each area's docstrings, those with the lowest digests, each once in all areas."""
+    area_of = {module: area for area, modules in AREAS.items() for module in modules.split()}
+    found = dict[str, str]()
+    for module, text in _modules():
+        if module in area_of:
+            for sentence in _sentences(text):
+                found.setdefault(sentence, area_of[module])
+    ordered = sorted(found, key=lambda sentence: hashlib.sha256(sentence.encode()).digest())
+    left = dict.fromkeys(AREAS, MOST)
+    for sentence in ordered:
+        left[found[sentence]] -= 1
+        if left[found[sentence]] >= 0:
+            yield json.dumps({"text": sentence, "label": found[sentence]}) + "\n"
+
+
+def _sentences(text: str) -> Iterator[str]:
+    """The plain sentences of a module's docstrings."""
+    try:
+        nodes = ast.walk(ast.parse(text))
+    except (SyntaxError, ValueError):
+        return
+    for node in nodes:
+        told = ast.get_docstring(node) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) else None
+        for paragraph in re.split(r"\n\s*\n", told or ""):
+            for sentence in re.split(r"(?<=[a-z)\"'][.!?]) (?=[A-Z])", " ".join(paragraph.split())):
+                letters = sum(letter.isalpha() or letter in " ,.;'" for letter in sentence)
+                if (
+                    WORDS[0] <= len(sentence.split()) <= WORDS[1]
+                    and sentence[0].isupper()
+                    and sentence[-1] in ".!?"
+                    and letters > 0.9 * len(sentence)
+                ):
+                    yield sentence
+
+
 def _sources() -> Iterator[str]:
-    for text in _modules():
+    for _, text in _modules():
         yield text.rstrip() + "\n\n\n"
 
 
@@ -189,7 +246,7 @@ def _prose() -> Iterator[str]:
 
 
 def _docstrings() -> Iterator[str]:
-    for text in _modules():
+    for _, text in _modules():
         yield from re.findall(r'"""(.+?)"""', text, re.DOTALL)
 
 
