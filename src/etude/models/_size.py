@@ -90,6 +90,23 @@ def sized(
     raise ValueError(f"{what} {parameters:,} parameters within {TOLERANCE:.0%}: the nearest is {nearest:,}")
 
 
+def by_hidden(low: float, high: float) -> Stretch:
+    """Changes the option "hidden" of the channel mixer, between `low` and `high` times the width; wide ones stay multiples of 8 or 64."""
+
+    def stretch(config: EtudeDecoderConfig, missing: int) -> EtudeDecoderConfig:
+        width, hidden = config.hidden_size, config.channel_mixer["hidden"]
+        each = count(with_hidden(config, hidden + 1)) - count(with_hidden(config, hidden))
+        unit = 1 if width < 256 else 8 if width < 1024 else 64
+        return with_hidden(config, min(max(unit * round((hidden + missing / each) / unit), round(low * width)), round(high * width)))
+
+    return stretch
+
+
+def with_hidden(config: EtudeDecoderConfig, hidden: int) -> EtudeDecoderConfig:
+    """The configuration with another hidden width of its channel mixer."""
+    return EtudeDecoderConfig(**config.to_dict() | {"channel_mixer": config.channel_mixer | {"hidden": hidden}})
+
+
 def _shapes(make: Make, parameters: int, step: int, reach: float) -> Iterator[tuple[int, int]]:
     """(layers, width) whose size is about right: every block counts alike."""
     width = step

@@ -35,7 +35,7 @@ from typing import Any, Literal, Self
 from torch import nn
 
 from etude.models._attention import heads_for
-from etude.models._size import check_counts, made, sized
+from etude.models._size import by_hidden, check_counts, made, sized
 from etude.models.llama.blocks import Attention, SwiGLU, hidden_width
 from etude.nn.decoder import EtudeDecoder
 from etude.nn.decoder_config import EtudeDecoderConfig
@@ -107,11 +107,8 @@ class Llama:
             tied = 4 * vocabulary * width > parameters if self.tied is None else self.tied
             return replace(self, tied=tied, layers=layers, width=width).shape(vocabulary)
 
-        def stretch(config: EtudeDecoderConfig, missing: int) -> EtudeDecoderConfig:
-            return _stretched(config, missing) if self.hidden is None else config
-
         shapes = None if self.layers is None or self.width is None else [(self.layers, self.width)]
-        return sized(make, parameters, None if self.heads is None else 2 * self.heads, stretch, shapes)
+        return sized(make, parameters, None if self.heads is None else 2 * self.heads, by_hidden(2, 4) if self.hidden is None else None, shapes)
 
     def shape(self, vocabulary: int) -> EtudeDecoderConfig:
         """The configuration of these layers and this width, whatever its size; `hidden` is rounded up to a multiple of 256, below 1,024 wide of 8."""
@@ -130,11 +127,3 @@ class Llama:
             max_position_embeddings=self.context,
             tie_word_embeddings=bool(self.tied),
         )
-
-
-def _stretched(config: EtudeDecoderConfig, missing: int) -> EtudeDecoderConfig:
-    """The hidden width changed by what is missing, within 2 D and 4 D."""
-    width, hidden = config.hidden_size, config.channel_mixer["hidden"]
-    unit = 1 if width < 256 else 8 if width < 1024 else 64
-    wanted = unit * round((hidden + missing / (3 * width * config.num_hidden_layers)) / unit)
-    return EtudeDecoderConfig(**config.to_dict() | {"channel_mixer": {"method": "llama", "hidden": min(max(wanted, 2 * width), 4 * width)}})

@@ -1,5 +1,7 @@
-"""How the paper trained its four sizes: AdamW with betas (0.9, 0.95), a decay of 0.1, gradients clipped at 1, 2,000 steps of warm-up, then a cosine to
-a tenth of the peak; 4 million tokens a step in texts of 2,048.
+"""How the paper trained its four sizes.
+
+AdamW with betas (0.9, 0.95), a decay of 0.1, gradients clipped at 1, 2,000 steps of warm-up, then a cosine to a tenth of the peak; 4 million tokens a
+step in texts of 2,048.
 
 Whether norms and embeddings decay the paper does not say: here what is a vector (norms) does not, what is a matrix (embeddings too) does.
 """

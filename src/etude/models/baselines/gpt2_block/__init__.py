@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from etude.models._attention import attend, heads_for
-from etude.models._size import check_counts, made, sized
+from etude.models._size import by_hidden, check_counts, made, sized
 from etude.nn.decoder import Context, EtudeDecoder
 from etude.nn.decoder_config import EtudeDecoderConfig
 
@@ -120,7 +120,7 @@ class Gpt2Block:
             return replace(self, layers=layers, width=width).shape(vocabulary)
 
         shapes = None if self.layers is None or self.width is None else [(self.layers, self.width)]
-        return made(sized(make, parameters, self.heads, _stretched, shapes))
+        return made(sized(make, parameters, self.heads, by_hidden(3, 5), shapes))
 
     def shape(self, vocabulary: int, hidden: int | None = None) -> EtudeDecoderConfig:
         """The configuration of these layers and this width, whatever its size."""
@@ -139,11 +139,3 @@ class Gpt2Block:
             max_position_embeddings=self.context,
             tie_word_embeddings=True,
         )
-
-
-def _stretched(config: EtudeDecoderConfig, missing: int) -> EtudeDecoderConfig:
-    """The hidden width changed by what is missing, within 3 D and 5 D."""
-    width, hidden = config.hidden_size, config.channel_mixer["hidden"]
-    wanted = hidden + round(missing / ((2 * width + 1) * config.num_hidden_layers))
-    filling = {"method": "gpt2_block", "hidden": min(max(wanted, 3 * width), 5 * width)}
-    return EtudeDecoderConfig(**config.to_dict() | {"channel_mixer": filling})
