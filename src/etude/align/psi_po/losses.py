@@ -8,8 +8,6 @@ with q the share of annotators who prefer y_w. For the identity and a single lab
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,7 +16,6 @@ from etude.align._train import Batch, Loss
 from etude.align.psi_po.tabular import Psi, check_rate, check_tau, psi_named
 
 # Dimensions: P pairs of a batch.
-Reduction = Literal["mean", "sum"]
 REDUCTIONS = ("mean", "sum")
 
 
@@ -38,8 +35,7 @@ def target_of(rate_P: Float[Tensor, " P"], tau: float, psi: str | Psi = "identit
     """
     check_tau(tau)
     check_rate(rate_P)
-    if not 0 <= smoothing < 0.5:
-        raise ValueError(f"smoothing must lie in [0, 0.5), got {smoothing}: it is the share of labels that is taken for wrong")
+    check_smoothing(smoothing)
     function, grid = psi_named(psi), torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     sums = function(grid) + function(1 - grid)
     if not torch.allclose(sums, sums[:1], atol=1e-6):
@@ -54,13 +50,13 @@ def target_of(rate_P: Float[Tensor, " P"], tau: float, psi: str | Psi = "identit
     return target_P.to(rate_P.dtype)
 
 
-def ratio_of(batch: Batch, reduction: Reduction = "mean") -> Float[Tensor, " P"]:
+def ratio_of(batch: Batch, reduction: str = "mean") -> Float[Tensor, " P"]:
     """h of each pair: of log-ratios summed over a reply's tokens, or averaged over them, each reply over its own number, end token included."""
     check_reduction(reduction)
     return batch.ratio if reduction == "sum" else batch.mean_ratio
 
 
-def psi_po_loss(tau: float, reduction: Reduction = "mean", psi: str | Psi = "identity", smoothing: float = 0.0, mean_weight: float = 1.0) -> Loss:
+def psi_po_loss(tau: float, reduction: str = "mean", psi: str | Psi = "identity", smoothing: float = 0.0, mean_weight: float = 1.0) -> Loss:
     """The loss of a batch, pair by pair, for the family's trainer: weight (h - target)^2.
 
     Args:
@@ -83,3 +79,9 @@ def check_reduction(reduction: str) -> None:
     """Raises ValueError unless it is one of the two."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {' or '.join(REDUCTIONS)}, got {reduction!r}: tau means nats a token under mean, nats a reply under sum")
+
+
+def check_smoothing(smoothing: float) -> None:
+    """Raises ValueError unless it lies in [0, 1/2)."""
+    if not 0 <= smoothing < 0.5:
+        raise ValueError(f"smoothing must lie in [0, 0.5), got {smoothing}: it is the share of labels that is taken for wrong")

@@ -1,0 +1,116 @@
+"""A training step of our forms against TRL's own IPO step on the same batch in turn, and the losses' difference where the forms coincide.
+
+    python -m etude.align.psi_po.benchmark [--model smollm2] [--pairs 8] [--rounds 7] [--dtype bfloat16]
+
+Every form trains the same LoRA policy on the same pairs with the reference's log-probabilities computed beforehand. A step is forward, loss and
+backward. Forms are run in turn, so that whatever else the machine does meets all of them; the medians' ratios are what counts. Run with
+OMP_NUM_THREADS=1 on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from etude.align._pairs import Pair, encode
+from etude.align._score import digest_of_model, score
+from etude.align._train import Loss, Settings, _Job, _trainer, rows_of
+from etude.align.psi_po.language import OWN
+from etude.align.psi_po.losses import psi_po_loss
+from etude.data.assets import model_folder
+from etude.data.contract import Preferences
+from etude.data.sources import load
+from etude.nn.loading import load_decoder, load_tokenizer
+
+TAU = 0.5
+
+
+def forms() -> dict[str, tuple[Loss | None, float]]:
+    """Each form by name: its loss (None: TRL's own) and the rate of every pair."""
+    return {
+        "TRL ipo": (None, 1.0),
+        "mean": (psi_po_loss(TAU, "mean"), 1.0),
+        "sum": (psi_po_loss(TAU, "sum"), 1.0),
+        "soft labels": (psi_po_loss(TAU, "mean"), 0.8),
+        "psi = logit": (psi_po_loss(TAU, "mean", "logit", 0.1), 1.0),
+    }
+
+
+def batch_of(
+    policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], loss: Loss | None, room: Path, rank: int = 8
+) -> tuple[Any, Any]:
+    """A trainer around `policy`, whose adapter is moved away from the reference, and its one batch of all pairs.
+
+    Args:
+        loss: None takes TRL's own IPO.
+        room: a folder that the trainer may write to.
+    """
+    config = {"loss_type": ["ipo"], "beta": TAU} if loss is None else {}
+    settings = Settings(rate=1e-4, epochs=1, batch=len(pairs), rank=rank)
+    job = _Job(policy, tokenizer, settings, loss, False, config, 0, digest_of_model(policy))
+    trainer = _trainer()(job, rows_of(job, list(pairs), score(policy, pairs)), room, saves=False)
+    dice = torch.Generator().manual_seed(0)
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            weight.data = 0.02 * torch.randn(weight.shape, generator=dice).to(weight)
+    return trainer, next(iter(trainer.get_train_dataloader()))
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--pairs", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--dtype", default="bfloat16")
+    options = parser.parse_args()
+    folder = model_folder(options.model)
+    tokenizer = load_tokenizer(folder)
+    part = load(str(OWN), (Preferences,), {}, lambda line: None)[Preferences]
+    pairs = encode(tokenizer, part, 2048, tokens=None, most=options.pairs).pairs
+    seconds, values = dict[str, list[float]](), dict[str, float]()
+    with tempfile.TemporaryDirectory() as room:
+        ready = {}
+        for name, (loss, rate) in forms().items():
+            rated = [replace(pair, rate=rate) for pair in pairs]
+            ready[name] = batch_of(load_decoder(folder, options.dtype), tokenizer, rated, loss, Path(room))
+        for turn in range(options.rounds + 1):
+            for name, (trainer, batch) in ready.items():
+                taken, values[name] = step(trainer, batch)
+                if turn:  # the first round warms up
+                    seconds.setdefault(name, []).append(taken)
+    report(seconds, values, sum(pair.tokens for pair in pairs))
+
+
+def step(trainer: Any, batch: Any) -> tuple[float, float]:
+    """Seconds of forward, loss and backward, and the loss."""
+    trainer.model.train()
+    trainer.model.zero_grad()
+    start = perf_counter()
+    loss = trainer.compute_loss(trainer.model, batch)
+    loss.backward()
+    return perf_counter() - start, float(loss)
+
+
+def report(seconds: dict[str, list[float]], values: dict[str, float], tokens: int) -> None:
+    """One line a form, and what was asked for."""
+    peer = statistics.median(seconds["TRL ipo"])
+    for name, taken in seconds.items():
+        median = statistics.median(taken)
+        print(f"{name:12} {median:7.3f} s a step ({tokens / median:.0f} tokens/s), {median / peer:.3f} times TRL's; loss {values[name]:.7f}")
+    worst = max(statistics.median(taken) / peer for name, taken in seconds.items() if name != "TRL ipo")
+    print(f"slowest of ours over TRL's own: {worst:.3f} (asked: at most 1.05)")
+    print(f"difference of the losses where the forms coincide: {abs(values['mean'] - values['TRL ipo']):.1e} (asked: at most 1e-6)")
+
+
+if __name__ == "__main__":
+    main()
