@@ -29,7 +29,7 @@ class Scores:
     rejected: Float[Tensor, " N"]
 
     def ratio(self, reference: Scores) -> Float[Tensor, " N"]:
-        r"""\(h = \log \frac{\pi(y_w)}{\pi_{ref}(y_w)} - \log \frac{\pi(y_l)}{\pi_{ref}(y_l)}\): above 0 where the policy moved towards the chosen one."""
+        r"""\(h = \log \frac{\pi(y_w)}{\pi_{ref}(y_w)} - \log \frac{\pi(y_l)}{\pi_{ref}(y_l)}\): above 0 where the policy leans to the chosen one."""
         return (self.chosen - reference.chosen) - (self.rejected - reference.rejected)
 
 
@@ -92,10 +92,9 @@ def _log_probabilities(model: PreTrainedModel, sequences: Sequence[tuple[list[in
         told_ST[row, max(1, len(prompt)) : length] = True
     target_SK, told_SK, keep_K = ids_ST[:, 1:], told_ST[:, 1:], told_ST[:, 1:].any(0).nonzero()[:, 0]
     target_SK, told_SK = target_SK[:, keep_K].to(model.device), told_SK[:, keep_K].to(model.device)
-    able = "logits_to_keep" in inspect.signature(model.forward).parameters
-    keep = {"logits_to_keep": keep_K.to(model.device)} if able else {}
+    keep = kept(model, keep_K.to(model.device))
     logits_SKV = model(input_ids=ids_ST.to(model.device), attention_mask=mask_ST.to(model.device), use_cache=False, **keep).logits
-    if not able:
+    if not keep:
         logits_SKV = logits_SKV[:, keep_K.to(model.device)]
     logprobs_MV = logits_SKV[told_SK].float().log_softmax(-1)
     summed_SK = torch.zeros(told_SK.shape, dtype=torch.float64, device=model.device)
@@ -103,8 +102,14 @@ def _log_probabilities(model: PreTrainedModel, sequences: Sequence[tuple[list[in
     return summed_SK.sum(1).float().cpu()
 
 
+def kept(model: PreTrainedModel, places: int | Tensor) -> dict[str, int | Tensor]:
+    """The argument with which the vocabulary is opened at these places only (a number counts from the end); nothing where the model cannot."""
+    inner = getattr(model, "get_base_model", lambda: model)()
+    return {"logits_to_keep": places} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
+
+
 def error_rate(ratio_N: Float[Tensor, " N"]) -> float:
-    r"""What share of pairs a normal distribution of these log-ratios gets wrong, \(\Phi(-\bar h / s_h)\): smooth where the count of a few pairs is not."""
+    r"""Share of pairs that a normal distribution of these log-ratios gets wrong, \(\Phi(-\bar h / s_h)\): smooth where a count of few is not."""
     spread = float(ratio_N.double().std(correction=0))
     if not spread:
         return 0.5

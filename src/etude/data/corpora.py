@@ -29,6 +29,7 @@ EMBEDDED = {
     "python-docs": "Python's language reference as pydoc carries it (English, reStructuredText)",
     "english": "English prose: the paragraphs of whole sentences in Python's language reference and docstrings",
     "python-areas": "sentences of the standard library's docstrings, labelled by the area that they document (rows of text and label)",
+    "python-answers": "what names of the standard library do: their own docstring is preferred to another one's (rows of prompt, chosen and rejected)",
 }
 AREAS = {  # the chapters of the library reference, the small ones together
     "concurrency": "asyncio threading multiprocessing concurrent subprocess sched signal queue _threading_local",
@@ -46,6 +47,7 @@ AREAS = {  # the chapters of the library reference, the small ones together
 }
 MOST = 450  # rows of an area
 WORDS = (6, 32)  # of a row
+ANSWERS, BRIEF = 200, (5, 14)  # rows, and words of an answer
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,8 @@ def _download(piece: Piece, target: Path) -> None:
 
 
 def _embedded(name: str) -> Path:
-    makers = {"python-source": _sources, "python-docs": _topics, "english": _prose, "python-areas": _areas}
-    file = f"{name}.jsonl" if name == "python-areas" else f"{name}.txt"
+    makers = {"python-source": _sources, "python-docs": _topics, "english": _prose, "python-areas": _areas, "python-answers": _answers}
+    file = f"{name}.jsonl" if name in ("python-areas", "python-answers") else f"{name}.txt"
 
     def fill(folder: Path) -> None:
         with (folder / file).open("w", encoding="utf-8") as out:
@@ -218,6 +220,38 @@ def _sentences(text: str) -> Iterator[str]:
                     and letters > 0.9 * len(sentence)
                 ):
                     yield sentence
+
+
+def _answers() -> Iterator[str]:
+    """Questions after public names; preferred is the name's own first sentence, rejected the one of another name, so that lengths tell nothing.
+
+    Those with the lowest digests are taken; the wrong answer stands half of the way around their circle.
+    """
+    asked = dict[str, str]()
+    for module, text in _modules():
+        for question, answer in _questions(module, text):
+            asked.setdefault(answer, question)
+    chosen = sorted(asked, key=lambda answer: hashlib.sha256(answer.encode()).digest())[:ANSWERS]
+    for place, answer in enumerate(chosen):
+        other = chosen[(place + len(chosen) // 2) % len(chosen)]
+        yield json.dumps({"prompt": f"Q: {asked[answer]}\nA:", "chosen": f" {answer}", "rejected": f" {other}"}) + "\n"
+
+
+def _questions(module: str, text: str) -> Iterator[tuple[str, str]]:
+    """A question after every public class, method and function of a module that a brief plain sentence answers, with that sentence."""
+    try:
+        body = [] if module.startswith("_") else ast.parse(text).body
+    except (SyntaxError, ValueError):
+        return
+    named = [(node, "") for node in body] + [(node, f"{owner.name}.") for owner in body if isinstance(owner, ast.ClassDef) for node in owner.body]
+    for node, owner in named:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or f"{owner}{node.name}".startswith("_") or "._" in owner:
+            continue
+        told = re.match(r"[A-Z].+?[a-z)\"'][.](?= [A-Z]|$)", " ".join((ast.get_docstring(node) or "").split("\n\n")[0].split()))
+        sentence = told[0] if told and not node.name.startswith("_") else ""
+        if BRIEF[0] <= len(sentence.split()) <= BRIEF[1] and sum(letter.isalpha() or letter in " ,.;'" for letter in sentence) > 0.9 * len(sentence):
+            name = f"{module}.{owner}{node.name}"
+            yield (f"What is {name}?" if isinstance(node, ast.ClassDef) else f"What does {name} do?"), sentence
 
 
 def _sources() -> Iterator[str]:
