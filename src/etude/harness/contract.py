@@ -33,14 +33,15 @@ class Need:
     """What a contest asks its user to bring; the command line makes a flag of it.
 
     Attributes:
-        name: of the flag ("model", "tokenizer", "data").
-        kind: "model" (a Hugging Face folder, GGUF file, hub or embedded name) or "data".
+        name: of the flag ("model", "tokenizer", "data", "parameters").
+        kind: "model" (a Hugging Face folder, GGUF file, hub or embedded name), "tokenizer" (such a model's, or a folder that holds nothing else),
+            "data", or "number" (above 0; it comes with every run's settings).
         help: one sentence for `--help`, with an example.
-        default: the embedded example that runs when the flag is left out; a model or tokenizer without one is optional.
+        default: the embedded example that runs when the flag is left out; without one a model, a tokenizer or a number is optional.
     """
 
     name: str
-    kind: Literal["model", "data"]
+    kind: Literal["model", "tokenizer", "data", "number"]
     help: str
     default: str = ""
 
@@ -152,6 +153,7 @@ class Contest(ABC, Generic[Subject, Contender]):
         max_loss: the default limit on quality lost against the reference (0.02), when no budget is given.
         trials: what a technique that searches may try.
         seeds: that are measured by default, after the one on which operating points are chosen.
+        dtype: of the weights where the user names none; "" leaves it to the machine.
     """
 
     family: ClassVar[str]
@@ -170,6 +172,7 @@ class Contest(ABC, Generic[Subject, Contender]):
     max_loss: ClassVar[float | None] = None
     trials: ClassVar[int] = 16
     seeds: ClassVar[int] = 2
+    dtype: ClassVar[str] = ""
 
     @abstractmethod
     def split(self, parts: Split, seed: int) -> tuple[Split, Split, Split, Split]:
@@ -251,7 +254,7 @@ class Contest(ABC, Generic[Subject, Contender]):
         return ""
 
     def facts(self, run: Run) -> dict[str, Any]:
-        """What the report says of the subject: parameters, architecture, whether its weights lie on a quantisation grid."""
+        """What the report says of the subject: parameters, architecture, whether its weights lie on a quantisation grid; "notes" are said aloud."""
         return {}
 
     def loaded(self, folder: Path, run: Run) -> tuple[Any, ...]:

@@ -52,7 +52,7 @@ class Referee:
         self.identity = identity  # timings are of one contest: another one's were taken under another load
         self.request, self.contest, self.inputs, self.runner, self.progress = request, contest, inputs, runner, progress
         self.seeds = contest.seeds if request.seeds is None else request.seeds
-        self.dtype = request.dtype or default_dtype()
+        self.dtype = request.dtype or contest.dtype or default_dtype()
         self.machine = machine()
         self.limits = [parse_budget(text, contest) for text in request.budget]
         loss = parse_share(request.max_loss, "--max-loss") if request.max_loss else None
@@ -76,7 +76,7 @@ class Referee:
             scale="user",
             seed=seed,
             step=step,
-            settings=json.dumps(settings, sort_keys=True),
+            settings=json.dumps(self.inputs.numbers | settings, sort_keys=True),
             device=self.request.device,
             dtype=self.dtype,
             inputs=tuple(sorted([*inputs, *(entrant.inputs if entrant else ())])),
@@ -102,7 +102,7 @@ class Referee:
     def points(self, entrants: list[Entrant]) -> None:
         """Ask every contender for its operating points."""
         limit = next((l for l in self.limits if l["axis"] == self.contest.costs[0]), None)
-        reference = self.reference_cost or float(getattr(self.reference["choice"], self.contest.costs[0]))
+        reference = self.reference_cost or float(getattr(self.reference["choice"], self.contest.costs[0], math.nan))  # what is timed is not known yet
         amount = None if limit is None else limit["amount"] * (reference if limit["form"] == "share" else 1.0)
         settings: dict[str, Any] = {"axis": self.contest.costs[0], "limit": amount, "reference": reference}
         given, present = self.inputs.pick("model", "tokenizer", "train"), [entrant for entrant in entrants if not entrant.left_out]
@@ -234,7 +234,7 @@ class Referee:
         axis = main if self.request.prefer != "speed" else speed_axis({name: vars(one) for name, one in self.contest.axes.items()}, main)
         sign = 1.0 if self.contest.axes[axis].better == "lower" else -1.0
         by_cost = {i: sign * getattr(tried[i].metrics, axis, sign * math.inf) for i in good}
-        cheapest_first = self.request.prefer is not None or not self.limits
+        cheapest_first = self.request.prefer is not None or (not self.limits and self.max_loss is not None)
         if inside:
             return min(inside, key=lambda i: (by_cost[i], by_loss[i]) if cheapest_first else (by_loss[i], by_cost[i]))
         return min(good, key=lambda i: (by_loss[i], by_cost[i]) if cheapest_first else (by_cost[i], by_loss[i]))
