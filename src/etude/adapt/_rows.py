@@ -43,6 +43,29 @@ class Example:
     cut: int = 0
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read.
+
+    Attributes:
+        limit: tokens a row.
+        numbers: label -> number, for a model with a label head; None for a decoder.
+        shots: turns that go before every chat.
+    """
+
+    limit: int
+    numbers: Mapping[str, int] | None = None
+    shots: tuple[Message, ...] = ()
+
+    @classmethod
+    def of(cls, model: Any, longest: int = LONGEST) -> Reading:
+        """How a model reads rows: its context limits them, its configuration names the labels, or the shots of a prompt."""
+        limit, config = context_of(model, longest), model.config
+        if is_classifier(model):
+            return cls(limit, {str(label): int(number) for label, number in config.label2id.items()})
+        return cls(limit, None, tuple(Message(**turn) for turn in (getattr(config, "etude", None) or {}).get("shots") or ()))
+
+
 def is_classifier(model: Any) -> bool:
     """Whether the model has a label head (a PEFT model: its base model)."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -75,30 +98,34 @@ def dialogues(rows: Rows) -> Iterator[list[Message]]:
         yield [Message("user", str(prompt)), Message("assistant", str(answer))]
 
 
-def examples(rows: Rows, model: Any, tokenizer: PreTrainedTokenizerBase, longest: int = LONGEST) -> list[Example]:
+def examples(rows: Rows, model: Any, tokenizer: PreTrainedTokenizerBase | None) -> list[Example]:
     """The rows for this model.
 
     Args:
-        model: a decoder, a model with a label head (its configuration names the labels), or a PEFT model of either.
-        longest: tokens that a row may have; the model's context limits it further.
+        model: a decoder, a model with a label head, a PEFT model of either; or how it reads.
+
+    A label that the model's head does not have becomes SILENT.
 
     Raises:
-        ValueError: a label that the model's head does not have, a chat that cannot be answered.
+        ValueError: a chat that cannot be answered, or there is no tokenizer.
     """
-    limit = min(longest, context_of(model, longest))
-    if not is_classifier(model):
-        shots = tuple(Message(**turn) for turn in getattr(model.config, "shots", None) or ())
-        return [dialogue_example([*shots, *dialogue], tokenizer, limit, len(shots)) for dialogue in dialogues(rows)]
-    numbers = model.config.label2id
-    texts, labels = list(rows.column("text")), [str(label) for label in rows.column("label")]
-    if unknown := sorted(set(labels) - set(numbers)):
-        raise ValueError(f"label {unknown[0]!r} was never seen in training; the model knows {', '.join(sorted(numbers)[:10])}")
+    if tokenizer is None:
+        raise ValueError("rows are read by a tokenizer, and the model's folder holds none")
+    how = model if isinstance(model, Reading) else Reading.of(model)
+    if how.numbers is None:
+        return [shown_example(how.shots, dialogue, tokenizer, how.limit) for dialogue in dialogues(rows)]
     found = list[Example]()
-    for text, label in zip(texts, labels, strict=True):
+    for text, label in zip(rows.column("text"), rows.column("label"), strict=True):
         whole = tokenizer(text or "", verbose=False)["input_ids"]
-        kept = whole if len(whole) <= limit else tokenizer(text, truncation=True, max_length=limit)["input_ids"]
-        found.append(Example(tuple(kept), label=int(numbers[label]), cut=len(whole) - len(kept)))
+        kept = whole if len(whole) <= how.limit else tokenizer(text, truncation=True, max_length=how.limit)["input_ids"]
+        found.append(Example(tuple(kept), label=how.numbers.get(str(label), SILENT), cut=len(whole) - len(kept)))
     return found
+
+
+def shown_example(shots: Sequence[Message], dialogue: list[Message], tokenizer: PreTrainedTokenizerBase, limit: int) -> Example:
+    """A chat with earlier ones put before it, after what the system says."""
+    system = dialogue[:1] if dialogue[0].role == "system" else []
+    return dialogue_example([*system, *shots, *dialogue[len(system) :]], tokenizer, limit, len(system) + len(shots))
 
 
 def dialogue_example(dialogue: Sequence[Message], tokenizer: PreTrainedTokenizerBase, limit: int, quiet: int = 0) -> Example:
@@ -179,6 +206,11 @@ def batch_of(rows: Sequence[Example], device: torch.device | str = "cpu") -> dic
             labels_BT[i, : len(row.ids)] = torch.tensor(row.targets)
     labels = labels_BT if wide else torch.tensor([row.label for row in rows])
     return {"input_ids": ids_BT.to(device), "attention_mask": mask_BT.to(device), "labels": labels.to(device)}
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` places of `count`, evenly spread: rows may be sorted by their labels."""
+    return list(range(count)) if count <= most else [i * count // most for i in range(most)]
 
 
 def drawn(count: int, size: int, step: int, seed: int) -> list[int]:

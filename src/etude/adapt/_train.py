@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from etude.adapt._rows import SILENT, Example, batch_of, drawn, examples
+from etude.adapt._rows import SILENT, Example, batch_of, drawn, examples, spread
 from etude.data.contract import Data, Rows
 from etude.fit.loop import Recipe, by_shape, fit
 from etude.fit.tune import climb
@@ -61,6 +61,9 @@ def train(
     places = [drawn(len(rows), size, step, data.seed) for step in range(steps)]
     wanted = sorted({place for step in places for place in step})
     read = dict(zip(wanted, examples(rows.take(wanted), model, data.tokenizer), strict=True))
+    if strange := [place for place, row in read.items() if not row.targets and row.label == SILENT]:
+        label = rows.take(strange[:1]).column("label")[0]
+        raise ValueError(f"the model's head has no label {label!r}: it was made for other rows")
     widen(model)
 
     def loss_of(step: int) -> Tensor:
@@ -76,7 +79,7 @@ def tune(model: Any, data: Data, start: float, *, trials: int = TRIALS, steps: i
     Each trial is a whole training from where the model stands, remembered in `data.journal`; what it settles on further seeds take over.
     """
     rows: Rows = data.validation[Rows]
-    judged = examples(rows.take(list(range(min(JUDGED, len(rows))))), model, data.tokenizer)
+    judged = examples(rows.take(spread(len(rows), JUDGED)), model, data.tokenizer)
     widen(model)
     before = {name: parameter.detach().clone() for name, parameter in trained(model)}
 
@@ -207,5 +210,5 @@ def mean_loss(model: Any, rows: Sequence[Example]) -> float:
         for batch in batches(rows):
             logits, targets = logits_of(model, batch_of([rows[i] for i in batch], model.device))
             nats += float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
-            tokens += len(targets)
-    return nats / tokens
+            tokens += int((targets != SILENT).sum())
+    return nats / tokens if tokens else math.nan

@@ -26,7 +26,8 @@ def conformance(entry: catalogue.Entry, contest: Contest[Any, Any]) -> list[str]
         return [f"it cannot be imported ({type(error).__name__}: {error})"]
     if problems := list(shape(cls, contest)):
         return problems
-    at_each = {name: list(at_work(entry, contest, name)) for name in contest.tiny()}
+    kinds = [name for name in contest.tiny() if not contest.unfit({"kind": name}, entry.traits)]
+    at_each = {name: list(at_work(entry, contest, name)) for name in kinds}
     if entry.source == "file" and not all(at_each.values()):
         at_each = {}  # a method of the user's own may be for one architecture only
     return [*options(entry), *(problem for problems in at_each.values() for problem in problems)]

@@ -98,7 +98,7 @@ def run_contest(referee: Referee, entrants: list[Entrant], say: Say) -> dict[str
         good = [one for one in seeds.get(entrant.label, []) if not one.error]
         if good:
             referee.time(entrant, good[0], held_out)
-    known = [*referee.inputs.pick("train"), ("held_out", referee.inputs.digests[held_out])]
+    known = [*referee.inputs.pick("model", "train"), ("held_out", referee.inputs.digests[held_out])]
     floor = None if referee.inputs.metric else float(referee.single(referee.run("floor", inputs=known)).value["floor"])
     spoken = samples(referee, entrants, seeds, held_out) if request.with_samples else None
     results = assemble(referee, entrants, tried, seeds, again, floor, spoken)
@@ -173,7 +173,8 @@ def identity_of(request: Request, contest: Contest[Any, Any], entrants: list[Ent
     who = [[entrant.label, entrant.options, entrant.file] for entrant in entrants]
     seeds = contest.seeds if request.seeds is None else request.seeds
     asked = [request.budget, request.max_loss, request.prefer, seeds, request.dev, request.with_samples, request.device, request.dtype]
-    return digest_json([contest.family, contest.name, who, asked, inputs.digests, inputs.metric])
+    numbers = [inputs.numbers] if inputs.numbers else []
+    return digest_json([contest.family, contest.name, who, asked, inputs.digests, inputs.metric, *numbers])
 
 
 def announce_plan(referee: Referee, entrants: list[Entrant], say: Say) -> None:

@@ -156,10 +156,15 @@ def others() -> Iterator[list[float]]:
 def facts(run: Run, folder: Path | None) -> dict[str, Any]:
     """What is to be known of the subject before the contest starts; data that cannot be used is refused here."""
     contest, notes = contest_of(run), list[str]()
-    for name in ("choice", "test") if "choice" in dict(run.inputs) else ():
-        notes += [f"{name}: {note}" for note in contest.check(Split.load(run.path(name)), run)]
+    parts = ("choice", "test") if "choice" in dict(run.inputs) else ()
+    told = {name: contest.check(Split.load(run.path(name)), run) for name in parts}
+    for name, own in told.items():
+        for note in own:  # what holds for both parts is said once
+            shared = all(note in other for other in told.values())
+            notes += [note] if shared and note not in notes else [] if shared else [f"{name}: {note}"]
     cost = contest.reference_cost(run)
-    return {"facts": contest.facts(run), "reference_cost": cost, "flops": flops(run.dtype), "notes": notes}
+    about = contest.facts(run)
+    return {"facts": about, "reference_cost": cost, "flops": flops(run.dtype), "notes": [*about.pop("notes", ()), *notes]}
 
 
 def flops(dtype: str, seconds: float = 0.2) -> float:
