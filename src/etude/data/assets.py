@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from etude.data.cache import artifact, digest_json, digest_of, home, locked, scratch, store_folder
-from etude.data.folders import check_folder
+from etude.data.folders import check_folder, check_tokenizer
 
 Say = Callable[[str], None]
 
@@ -107,6 +107,15 @@ def model_folder(spec: str, revision: str | None = None, say: Say = print) -> Pa
     if HUB_NAME.fullmatch(spec) and not spec.endswith(".gguf"):
         return _hub(spec, revision, say)
     raise ValueError(f"model {spec} does not exist: give a Hugging Face folder, a GGUF file, a hub name or one of {', '.join(EMBEDDED)}")
+
+
+def tokenizer_folder(spec: str, revision: str | None = None, say: Say = print) -> Path:
+    """The folder of a tokenizer: one that holds nothing else, or that of any model (see `model_folder`)."""
+    path = Path(spec).expanduser()
+    if path.is_dir() and not (path / "config.json").exists() and not list(path.glob("*.gguf")):
+        check_tokenizer(path)
+        return path
+    return model_folder(spec, revision, say)
 
 
 def _embedded(name: str, say: Say) -> Path:

@@ -21,16 +21,30 @@ def check_folder(folder: Path) -> None:
         raise ValueError(f"model {folder} is a PEFT adapter without its base model: merge it (`merge_and_unload`) and save the whole model")
     if not (folder / "config.json").exists():
         raise ValueError(f"model {folder} has no config.json: it is no Hugging Face model folder")
+    _check_code(folder)
+    _check_weights(folder)
+    check_tokenizer(folder)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a folder whose tokenizer is missing or brings code of its own.
+
+    Raises:
+        ValueError: names the file that is missing or wrong, and the way out.
+    """
+    _check_code(folder)
+    if not any((folder / name).exists() for name in TOKENIZERS) and not list(folder.glob("*.tiktoken")):
+        names = ", ".join(TOKENIZERS[:4])
+        raise ValueError(f"model {folder} has no tokenizer (none of {names}...): save the model's tokenizer there with `tokenizer.save_pretrained`")
+
+
+def _check_code(folder: Path) -> None:
     for name in ("config.json", "tokenizer_config.json"):
         if "auto_map" in _json(folder / name):
             raise ValueError(
                 f"model {folder} brings code of its own ({name} has auto_map), and code of others is not run here: take a model whose "
                 "architecture transformers knows; if it does know this one, remove auto_map from the file"
             )
-    _check_weights(folder)
-    if not any((folder / name).exists() for name in TOKENIZERS) and not list(folder.glob("*.tiktoken")):
-        names = ", ".join(TOKENIZERS[:4])
-        raise ValueError(f"model {folder} has no tokenizer (none of {names}...): save the model's tokenizer there with `tokenizer.save_pretrained`")
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from etude.data import assets, sources, split
 from etude.data.cache import artifact, digest_json, digest_of, store_folder
 from etude.data.contract import Split
-from etude.harness.contract import Contest
+from etude.harness.contract import Contest, Need
 from etude.harness.request import Request
 from etude.harness.steps import load_function
 
@@ -28,12 +29,14 @@ class Inputs:
         about: what the report says of model and data.
         metric: the name of the user's own metric, or "".
         quality: the metric that decides.
+        numbers: what the user set by a number (a size, a length), or its default.
     """
 
     digests: dict[str, str]
     about: dict[str, Any]
     metric: str
     quality: str
+    numbers: dict[str, float] = field(default_factory=dict)
 
     def pick(self, *names: str) -> tuple[tuple[str, str], ...]:
         """Inputs of a run, those that there are."""
@@ -54,9 +57,11 @@ def gather(request: Request, contest: Contest[Any, Any], say: Callable[[str], No
         say(line)
 
     digests, about = dict[str, str](), dict[str, Any]()
+    numbers = {need.name: number_of(need, brought[need.name]) for need in contest.brings if need.kind == "number" and brought[need.name]}
     for need in contest.brings:
-        if need.kind == "model" and brought[need.name]:
-            folder = assets.model_folder(brought[need.name], request.revision, say)
+        if need.kind in ("model", "tokenizer") and brought[need.name]:
+            find = assets.model_folder if need.kind == "model" else assets.tokenizer_folder
+            folder = find(brought[need.name], request.revision, say)
             digests[need.name] = adopt(folder)
             about[need.name] = {"name": brought[need.name], "digest": digests[need.name]}
     parts = load(brought["data"], contest, request.columns, aloud)
@@ -81,7 +86,22 @@ def gather(request: Request, contest: Contest[Any, Any], say: Callable[[str], No
             shutil.copyfile(path, folder / "metric.py")
 
         digests["metric"] = store_folder(copy)
-    return Inputs(digests, about, metric, metric or contest.decides(parts))
+    return Inputs(digests, about, metric, metric or contest.decides(parts), numbers)
+
+
+def number_of(need: Need, text: str) -> float:
+    """A number above 0, whole where it is.
+
+    Raises:
+        ValueError: the text is none.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"--{need.name} {text} is no number above 0" + (f": give for instance {need.default}" if need.default else ""))
+    return int(value) if value.is_integer() else value
 
 
 def load(spec: str, contest: Contest[Any, Any], columns: dict[str, str], say: Callable[[str], None]) -> Split:
