@@ -117,6 +117,14 @@ def test_embedded_texts_are_there(name: str, least: int) -> None:
     assert sources.source_digest(name) == sources.source_digest(name)
 
 
+def test_python_areas_are_short_labelled_rows_in_no_order() -> None:
+    rows = sources.load("python-areas", (Rows,), {}, lambda line: None)[Rows]
+    assert dict(rows.roles) == {"text": "text", "label": "label"} and len(rows) > 3000
+    assert set(rows.column("label")) == set(corpora.AREAS) and len(set(rows.column("text"))) == len(rows)
+    assert all(corpora.WORDS[0] <= len(text.split()) <= corpora.WORDS[1] for text in rows.column("text"))
+    assert len(set(rows.column("label")[:100])) == len(corpora.AREAS)
+
+
 def test_english_is_english_prose() -> None:
     text = corpora.file_of("english").read_text()
     paragraphs = text.strip().split("\n\n")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,25 +44,31 @@ def messages_of(value: Any) -> list[Message]:
     return found
 
 
+def problem(messages: Sequence[Message]) -> str:
+    """Why there is no answer to learn in this chat, in the plural; empty where there is one.
+
+    What follows the assistant's last turn does not count.
+    """
+    last = max((place for place, message in enumerate(messages) if message.role == "assistant"), default=-1)
+    if last < 0:
+        return "hold no turn of the assistant's"
+    spoken = messages[1 : last + 1] if messages[0].role == "system" else messages[: last + 1]
+    if spoken[0].role == "assistant":
+        return "begin with the assistant's turn"
+    if any(message.role != ("user", "assistant")[place % 2] for place, message in enumerate(spoken)):
+        return "hold two turns of one speaker after each other, or a system message later than first"
+    if not messages[last].content.strip():
+        return "end with an empty answer"
+    return ""
+
+
 def turns(value: Any) -> list[Message]:
     """The messages of one row as a chat whose last turn is the assistant's answer; what follows that turn is left out.
 
     Raises:
-        ValueError: the first turn is the assistant's, there is no answer or an empty one, two turns of one speaker follow each other, or the
-            system speaks later than first.
+        ValueError: it is no list of messages, or there is no answer to learn in it.
     """
     messages = messages_of(value)
-    last = max((place for place, message in enumerate(messages) if message.role == "assistant"), default=-1)
-    if last < 0:
-        raise ValueError("no turn is the assistant's: there is no answer to learn")
-    messages = messages[: last + 1]
-    spoken = messages[1:] if messages[0].role == "system" else messages
-    if spoken[0].role == "assistant":
-        raise ValueError("the first turn is the assistant's: a chat begins with the user (after an optional system message)")
-    for place, message in enumerate(spoken):
-        wanted = ("user", "assistant")[place % 2]
-        if message.role != wanted:
-            raise ValueError(f"turn {place + 1} is the {message.role}'s where the {wanted} should speak: user and assistant take turns")
-    if not messages[-1].content.strip():
-        raise ValueError("the last answer is empty")
-    return messages
+    if reason := problem(messages):
+        raise ValueError(f"chats are left out that {reason}: a chat begins with the user (after an optional system message), and the two take turns")
+    return messages[: 1 + max(place for place, message in enumerate(messages) if message.role == "assistant")]

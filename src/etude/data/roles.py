@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from etude.data import preferences
+from etude.data import chat, preferences
 from etude.data.contract import Part, Preferences, Rows, Split, Table, Text
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "instruction", "query", "input", "problem", "context", "ctx"),
     "answer": ("answer", "response", "output", "completion", "target", "solution", "reply"),
     "choices": ("choices", "options", "endings", "candidates"),
+    "messages": ("messages", "conversations", "conversation", "chat", "dialogue", "dialog", "turns"),
 }
 SCALING: dict[str, tuple[str, ...]] = {
     "parameters": ("parameters", "params", "nparams", "numparams", "nparameters", "numparameters", "parametercount", "modelsize", "size", "n"),
@@ -95,6 +97,8 @@ def _kinds(kinds: tuple[type[Part], ...]) -> str:
 
 def _texts(spec: str, dataset: Dataset, kinds: tuple[type[Part], ...], columns: Mapping[str, str], say: Say) -> Split:
     guess = Guess(dataset, columns)
+    if kinds == (Rows,) and (messages := guess.messages()):
+        return Split(_chats(spec, dataset, messages, columns, say))
     rows = guess.rows(by_content=Text not in kinds) if Rows in kinds else {}
     text = rows.get("text") or rows.get("prompt") or (guess.text() if Text in kinds else "")
     if not text or (Rows in kinds and "label" in columns and not rows):
@@ -114,6 +118,32 @@ def _texts(spec: str, dataset: Dataset, kinds: tuple[type[Part], ...], columns: 
     if Text in kinds:
         parts.append(Text(dataset, {"text": text} | extra))
     return Split(*parts)
+
+
+def _chats(spec: str, dataset: Dataset, name: str, columns: Mapping[str, str], say: Say) -> Rows:
+    """Rows of chats; those that hold no answer to learn are left out, counted by their reason.
+
+    Raises:
+        ValueError: a row is no list of messages (it is named), or fewer than two rows are left.
+    """
+    if columns.get("messages") != name:
+        say(f"columns taken: messages={name} (guessed; --column ROLE=NAME changes it)")
+    kept, reasons = list[int](), Counter[str]()
+    for place, value in enumerate(dataset[name]):
+        try:
+            reason = chat.problem(chat.messages_of(value))
+        except ValueError as error:
+            raise ValueError(f"data {spec}, row {place + 1}, column {name}: {error}") from None
+        reasons[reason] += 1
+        if not reason:
+            kept.append(place)
+    told = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common() if reason)
+    if len(kept) < 2:
+        raise ValueError(f"data {spec} holds {len(kept)} chats that can be learned from ({told or 'no more rows'}): a chat begins with the user")
+    if told:
+        say(f"{len(dataset) - len(kept)} of {len(dataset)} chats are left out: {told}")
+    extra = {role: column for role, column in columns.items() if role in ("group", "run")}
+    return Rows(dataset.select(kept), {"messages": name} | extra)
 
 
 def _filled(spec: str, dataset: Dataset, names: list[str], say: Say) -> Dataset:
@@ -208,6 +238,12 @@ class Guess:
     def text(self) -> str:
         """The column of the text: named, a prompt, or the string column with the longest values."""
         return self.role("text") or self.role("prompt") or self._longest()
+
+    def messages(self) -> str:
+        """The column of chats; "" where there is none, or where other roles were given."""
+        if self.given.keys() & {"text", "label", "prompt", "answer", "choices"}:
+            return ""
+        return self.given.get("messages") or self.named("messages", NAMES["messages"], lambda name: _is_list(self.dataset, name))
 
     def rows(self, by_content: bool) -> dict[str, str]:
         """Roles of labelled rows: prompt, choices and label; text and label; or prompt and answer. Empty where there are none."""

@@ -22,7 +22,7 @@ GAP = 4096  # bytes between spans of running text
 def by_hash(part: P, shares: Sequence[float], seed: int, group: str | None = None) -> tuple[P, ...]:
     """Parts of about these shares; a row's content and the seed alone say where it goes.
 
-    Rows that ask the same (equal text or prompt; in a table, equal in everything) stay together, whatever their answers, and so do rows of one group.
+    Rows that ask the same (equal text, prompt or chat; in a table, equal in all) stay together, whatever their answers, and so do rows of one group.
     A part that would stay empty makes the split go by the order of the hashes, so that each part gets at least one.
 
     Args:
@@ -111,7 +111,7 @@ def _question(part: Part, group: str | None) -> list[str]:
         if group not in part.dataset.column_names:
             raise ValueError(f"there is no group column {group}; the data has {', '.join(part.dataset.column_names)}")
         return [group]
-    for role in ("group", "text", "prompt"):
+    for role in ("group", "text", "prompt", "messages"):
         if role in part.roles:
             return [part.roles[role]]
     return list(part.dataset.column_names)
