@@ -21,7 +21,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from etude.align._score import kept
 from etude.data.cache import digest_json, memo
-from etude.measure.contract import Items
+from etude.measure.contract import Items, number
 from etude.nn.surgery import evaluating
 
 # Dimensions: B prompts of a batch, T tokens, V vocabulary.
@@ -121,20 +121,27 @@ def judge(
         ValueError: the policy went so far that it is no language model any more.
     """
     answers = sample(policy, prompts, tokens, ends)
-    told = list(distributions(policy, prompts, answers))
-    off = policy.disable_adapter() if reference is None else nullcontext()
-    nats, names = list[float](), [str(row) for row in range(len(prompts))]
-    with off:
-        for mine_TV, theirs_TV in zip(told, distributions(reference or policy, prompts, answers), strict=True):
-            nats.append(float((mine_TV.exp() * (mine_TV - theirs_TV)).sum(dtype=torch.float64).clamp(min=0)))
-    counts = [float(len(answer)) for answer in answers]
-    rate, limit = sum(nats) / sum(counts), LOST * math.log(told[0].shape[-1])
+    apart = divergence(policy, prompts, answers, reference)
+    rate, limit = number(apart), LOST * math.log(policy.config.get_text_config().vocab_size)
     if not rate <= limit:
         raise ValueError(
             f"the policy is no language model any more: {rate:.3g} nats a token from its reference on its own samples, the limit is {limit:.3g} "
             "(half the logarithm of the vocabulary); train with a lower rate, fewer epochs or a stronger pull to the reference"
         )
-    return Sampled(Items.of(names, nats, counts), Items.of(names, counts))
+    return Sampled(apart, Items(apart.ids, apart.bottom, (1.0,) * len(answers)))
+
+
+def divergence(
+    policy: PreTrainedModel, prompts: Sequence[list[int]], answers: Sequence[list[int]], reference: PreTrainedModel | None = None
+) -> Items:
+    """KL of the policy's next-token distributions to the reference's along given answers: nats over tokens, by prompt."""
+    told = list(distributions(policy, prompts, answers))
+    off = policy.disable_adapter() if reference is None else nullcontext()
+    nats = list[float]()
+    with off:
+        for mine_TV, theirs_TV in zip(told, distributions(reference or policy, prompts, answers), strict=True):
+            nats.append(float((mine_TV.exp() * (mine_TV - theirs_TV)).sum(dtype=torch.float64).clamp(min=0)))
+    return Items.of(range(len(prompts)), nats, [float(len(answer)) for answer in answers])
 
 
 def reference_length(reference: PreTrainedModel, prompts: Sequence[list[int]], tokens: int, ends: Sequence[int], key: str) -> float:
