@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from etude.data.contract import Text
 from etude.measure.contract import Items, number
-from etude.measure.cost import decode_speed, folder_bytes, timings
+from etude.measure.cost import decode_speed, folder_bytes, state_bytes, timings, training_speed
 from etude.measure.quality import (
     answer_nll,
     choice_accuracy,
@@ -210,3 +210,22 @@ def test_costs_are_positive_and_bytes_are_those_on_disk(tmp_path):
     found = timings(tiny("gpt2", context=32), seconds=0.2)
     assert found.prefill_speed > 0 and found.decode_speed > 0 and found.threads == torch.get_num_threads()
     assert decode_speed(tiny(), seconds=0.05) > 0
+
+
+def test_decoding_starts_after_the_whole_prompt():
+    lengths, model = [], tiny()
+    model.register_forward_pre_hook(lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
+    decode_speed(model, prompt=300, seconds=0.0, most=8)
+    assert lengths[0] == 300 and set(lengths[1:]) == {1}
+
+
+def test_the_state_is_keys_and_values_of_every_token():
+    model = tiny()  # 2 layers, one head of 8 for keys and one for values, float32
+    assert state_bytes(model, 100) == 2 * 2 * 8 * 100 * 4
+    with pytest.raises(ValueError, match="at most 512 tokens, not 513"):
+        state_bytes(model, 513)
+
+
+def test_training_speed_counts_tokens_and_leaves_the_mode():
+    model = tiny().eval()
+    assert training_speed(model, length=16, batch=2, seconds=0.05) > 0 and not model.training

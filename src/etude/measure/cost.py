@@ -56,7 +56,7 @@ def decode_speed(model: PreTrainedModel, prompt: int = 64, seconds: float = 2.0,
     A model that hands back no cache is run over the whole sequence at each step, as generation would.
     """
     context = context_of(model, prompt + most)
-    prompt = min(prompt, max(1, context // 2))
+    prompt = min(prompt, max(1, context // 2, context - most))
     with evaluating(model), torch.inference_mode(), _quiet():
         ids = _prompt(model, prompt)
         output = model(input_ids=ids, use_cache=True)
@@ -72,6 +72,52 @@ def decode_speed(model: PreTrainedModel, prompt: int = 64, seconds: float = 2.0,
     if not warm:
         raise ValueError(f"a context of {context} tokens leaves no step to decode after a prompt of {prompt}")
     return 1 / statistics.median(warm)
+
+
+def state_bytes(model: PreTrainedModel, tokens: int) -> float:
+    """Bytes of what the model remembers of a text of `tokens` tokens, batch 1 (keys and values, or a recurrent state); 0 if it keeps nothing.
+
+    Raises:
+        ValueError: the model's positions allow fewer tokens.
+    """
+    if context_of(model, tokens) < tokens:
+        raise ValueError(f"the model reads at most {context_of(model, tokens)} tokens, not {tokens}")
+    with evaluating(model), torch.inference_mode():
+        output = model(input_ids=_prompt(model, tokens), use_cache=True)
+    found = {tensor.data_ptr(): tensor.nbytes for tensor in _tensors(getattr(output, "past_key_values", None), set())}
+    return float(sum(found.values()))
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[torch.Tensor]:
+    """Every tensor that is reached from an object through its attributes, lists and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif id(value) not in seen and not isinstance(value, str | bytes | type | torch.nn.Module):
+        seen.add(id(value))
+        inside = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else getattr(value, "__dict__", {}).values()
+        for one in inside:
+            yield from _tensors(one, seen)
+
+
+def training_speed(model: PreTrainedModel, length: int, batch: int, seconds: float = 2.0) -> float:
+    """Tokens a second of training steps (forward, backward, AdamW) on `batch` rows of `length` tokens; the model's weights are changed by them."""
+    ids = _prompt(model, context_of(model, length)).expand(batch, -1).contiguous()
+    optimizer = torch.optim.AdamW([parameter for parameter in model.parameters() if parameter.requires_grad], lr=1e-6)
+    was_training = model.training
+
+    def once() -> None:
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        _wait(ids.device)
+
+    try:
+        model.train()
+        with torch.enable_grad(), _quiet():
+            once()
+            return ids.numel() / statistics.median(_repeat(once, seconds, 200))
+    finally:
+        model.train(was_training)
 
 
 def timings(model: PreTrainedModel, seconds: float = 4.0) -> Metrics:
