@@ -64,11 +64,11 @@ def base_of(folder: Path) -> Path:
     return base
 
 
-def load(folder: Path, dtype: str = "float32", device: str = "cpu", base: Path | None = None) -> PreTrainedModel | PeftModel:
+def load(folder: Path, dtype: str = "float32", device: str = "cpu", base: Path | PreTrainedModel | None = None) -> PreTrainedModel | PeftModel:
     """The policy of a folder, in evaluation mode; an adapter around its base model.
 
     Args:
-        base: the base model's folder, where it is not the one that the folder names.
+        base: the base model's folder, where it is not the one that the folder names; or the base model itself, which then carries the adapter.
 
     Raises:
         ValueError: the base model is gone, or another one than the adapter was trained on.
@@ -76,14 +76,14 @@ def load(folder: Path, dtype: str = "float32", device: str = "cpu", base: Path |
     if not (folder / ADAPTER).is_file():
         return load_decoder(folder, dtype, device)
     place = base or base_of(folder)
-    model = load_decoder(place, dtype, device)
+    model = load_decoder(place, dtype, device) if isinstance(place, Path) else place
     about = json.loads((folder / ABOUT).read_text()) if (folder / ABOUT).is_file() else {}
     same_base.check(base_layers(model), about.get("sketch", {}), about.get("base"))
     try:
         policy = PeftModel.from_pretrained(model, str(folder))
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"the adapter in {folder} does not fit {place} ({reason}): it belongs to another base model") from error
+        raise ValueError(f"the adapter in {folder} does not fit this model ({reason}): it belongs to another base model") from error
     return policy.eval()
 
 

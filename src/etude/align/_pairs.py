@@ -58,15 +58,6 @@ class Encoded:
     cut: int = 0
     long: int = 0
 
-    def notes(self, context: int, tokens: int | None) -> list[str]:
-        """What is to be said aloud of them."""
-        total, said = len(self.rows) + self.long, list[str]()
-        if self.cut:
-            said.append(f"{self.cut} of {total} prompts are longer than the model's context of {context} tokens allows: their beginnings are cut off")
-        if self.long:
-            said.append(f"{self.long} of {total} pairs hold more than {tokens} tokens (both sequences) and are left out, {len(self.rows)} are kept")
-        return said
-
 
 def encode(tokenizer: PreTrainedTokenizerBase, part: Preferences, context: int, tokens: int | None = TOKENS, most: int | None = None) -> Encoded:
     """The pairs of at most `tokens` tokens, the first `most` of them.
