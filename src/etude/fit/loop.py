@@ -93,7 +93,8 @@ def fit(
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not named:
         raise ValueError("nothing is to be trained: no parameter requires a gradient")
-    optimizer = torch.optim.AdamW(list(groups) if groups is not None else by_shape(named.values(), recipe.decay), lr=1.0, betas=recipe.betas)
+    parts = list(groups) if groups is not None else by_shape(named.values(), recipe.decay)
+    optimizer = torch.optim.AdamW(parts, lr=1.0, betas=recipe.betas, fused=True)  # one pass over the weights instead of a dozen
     factors = [group["lr"] for group in optimizer.param_groups]
     kept = _Checkpoints(checkpoints, named, optimizer) if checkpoints else None
     losses, was_training, start = kept.load() if kept else [], model.training, 0
