@@ -51,6 +51,7 @@ def train_bandit(
     rate: float = 0.01,
     batch: int | None = 9,
     seed: int = 0,
+    tail: int = 1,
 ) -> Float[Tensor, "G T A"]:
     """Policies after training with Adam from pi_ref, one a table and tau; the defaults are the paper's.
 
@@ -61,12 +62,15 @@ def train_bandit(
         loss: "dpo", "cdpo", "ipo" or "rlhf".
         wins_GAA: weight with which y was preferred to y' (`etude.align.psi_po.tabular.wins_of`); batches are drawn by it, with replacement.
         batch: pairs a step; None takes the whole table every step.
+        tail: s is the mean over so many last steps; at a constant rate that is free of most of the noise of small batches (Polyak and Ruppert).
 
     Raises:
         ValueError: an unknown loss, a tau that is not positive, or a table without a pair.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss is one of {', '.join(LOSSES)}, got {loss!r}")
+    if not 1 <= tail <= steps:
+        raise ValueError(f"tail must lie in 1..steps ({steps}), got {tail}: it is how many last steps are averaged")
     for tau in taus:
         check_tau(tau)
     shares_GP = wins_GAA.flatten(1).float()
@@ -78,9 +82,9 @@ def train_bandit(
     sides_PA = (eye_AA[:, None] - eye_AA[None]).flatten(0, 1)  # a row for (w, l): its product with s is h
     tau_T1 = torch.tensor(taus, dtype=torch.float32)[:, None]
     s_GTA = torch.zeros(len(wins_GAA), len(taus), actions, requires_grad=True)
-    optimizer = torch.optim.Adam([s_GTA], lr=rate)
+    optimizer, settled_GTA = torch.optim.Adam([s_GTA], lr=rate), torch.zeros_like(s_GTA)
     with torch.enable_grad():
-        for _ in range(steps):
+        for step in range(steps):
             if batch is None:
                 total = (shares_GP[:, None] * LOSSES[loss](s_GTA @ sides_PA.T, tau_T1)).sum()
             else:
@@ -90,5 +94,7 @@ def train_bandit(
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
+            if step >= steps - tail:
+                settled_GTA = settled_GTA + s_GTA.detach() / tail
     scale = tau_T1 if loss == "rlhf" else torch.ones_like(tau_T1)
-    return torch.softmax(pi_ref_A.log() + s_GTA.detach() / scale, -1)
+    return torch.softmax(pi_ref_A.log() + settled_GTA.detach() / scale, -1)

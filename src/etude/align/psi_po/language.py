@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+import statistics
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from etude.align._score import error_rate
 from etude.align._train import Batch, Diverged, Loss, Settings, train
 from etude.align.psi_po.losses import psi_po_loss
 from etude.align.psi_po.saturation import Saturation, saturation
@@ -107,7 +107,10 @@ def trained(arm: str, run: Run, scale: Pairs, rate: float, epochs: int) -> tuple
 
 
 def tune(run: Run, scale: Pairs, folder: Path) -> None:
-    """`rates.json`: for each arm the rate whose short run tells the validation pairs apart most clearly, by the h that its own loss works on."""
+    """`rates.json`: for each arm the rate whose short run tells the validation pairs apart most clearly.
+
+    That is the largest mean of h in units of its spread, of the h that the arm's own loss works on: no rate wins by its size alone.
+    """
     told = dict[str, Any]()
     for arm in ("ipo", "dpo"):
         found = climb(scale.start, lambda rate, arm=arm: _trial(arm, run, scale, rate), scale.trials)  # type: ignore[misc]
@@ -119,8 +122,9 @@ def _trial(arm: str, run: Run, scale: Pairs, rate: float) -> float:
     try:
         made, tokenizer, _ = trained(arm, run, scale, rate, scale.trial_epochs)
     except Diverged:
-        return 1.0
-    return error_rate(torch.tensor(seen(made, tokenizer, run, scale, rows_of(scale)[1], scale.loss(arm)[1], prompts=0).h))
+        return math.inf
+    h = seen(made, tokenizer, run, scale, rows_of(scale)[1], scale.loss(arm)[1], prompts=0).h
+    return -statistics.fmean(h) / (statistics.pstdev(h) or 1.0)  # without a spread nothing was learned
 
 
 def seen(made: Any, tokenizer: PreTrainedTokenizerBase, run: Run, scale: Pairs, part: Preferences, reduction: str, prompts: int) -> Saturation:

@@ -12,20 +12,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from etude.align._judge import divergence, sample
 from etude.align._pairs import Pair, encode
 from etude.align._score import Scores, score
 from etude.align.psi_po.losses import check_reduction, target_of
 from etude.data.contract import Preferences
 from etude.measure.quality import context_of
-from etude.nn.surgery import evaluating
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# Dimensions: N pairs, B prompts of a batch, T tokens, V vocabulary.
-BATCH = 16
+# Dimensions: N pairs.
 
 
 @dataclass(frozen=True)
@@ -99,8 +98,21 @@ def saturation(
     h_N = log_ratios(score(policy, pairs), old, pairs, reduction)
     target_N = target_of(torch.tensor([pair.rate for pair in pairs]), tau) if tau is not None else torch.empty(0)
     asked = list({tuple(pair.prompt): pair.prompt for pair in pairs}.values())[:prompts]
-    kl = float(sampled_kl(policy, reference, asked, tokens, _ends(policy, tokenizer), seed).mean()) if asked else math.nan
+    kl = sampled_kl(policy, asked, tokens, ends_of(policy, tokenizer), reference, seed) if asked else math.nan
     return Saturation(one_order(part), tuple(h_N.tolist()), tuple(target_N.tolist()), kl, tokens)
+
+
+def sampled_kl(
+    policy: PreTrainedModel | PeftModel,
+    prompts: Sequence[list[int]],
+    tokens: int,
+    ends: Sequence[int],
+    reference: PreTrainedModel | None = None,
+    seed: int = 0,
+) -> float:
+    """KL(policy || reference) in nats a reply: one sampled reply a prompt, the KL of each next-token distribution summed along it."""
+    apart = divergence(policy, prompts, sample(policy, prompts, tokens, ends, seed), reference)
+    return sum(apart.top) / len(apart.top)
 
 
 def one_order(part: Preferences) -> float:
@@ -134,35 +146,8 @@ def reference_of(policy: PreTrainedModel | PeftModel, reference: PreTrainedModel
         raise ValueError("the policy is no PEFT model, so its weights before training are gone: give the reference")
 
 
-def _ends(policy: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def ends_of(policy: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens that end a reply."""
     told = getattr(policy.generation_config, "eos_token_id", None)
     told = [told] if isinstance(told, int) else list(told or [])
     return sorted({*told, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})
-
-
-def sampled_kl(
-    policy: PreTrainedModel | PeftModel, reference: PreTrainedModel | None, prompts: Sequence[list[int]], tokens: int, ends: list[int], seed: int = 0
-) -> Float[Tensor, " B"]:
-    """KL(policy || reference) in nats a reply, one sampled reply a prompt: the exact KL of each next-token distribution, summed along the sample."""
-    with evaluating(policy), torch.inference_mode(), torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return torch.cat([_batch_kl(policy, reference, prompts[start : start + BATCH], tokens, ends) for start in range(0, len(prompts), BATCH)])
-
-
-def _batch_kl(policy: Any, reference: Any, prompts: Sequence[list[int]], tokens: int, ends: list[int]) -> Float[Tensor, " B"]:
-    length, pad = max(map(len, prompts)), ends[0] if ends else 0
-    ids_BT = torch.tensor([[pad] * (length - len(ids)) + ids for ids in prompts], device=policy.device)
-    mask_BT = torch.tensor([[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts], device=policy.device)
-    drawing = GenerationConfig(do_sample=True, top_k=0, top_p=1.0, temperature=1.0, repetition_penalty=1.0, max_new_tokens=tokens, pad_token_id=pad)
-    drawing.eos_token_id = ends or None
-    whole_BT = policy.generate(input_ids=ids_BT, attention_mask=mask_BT, generation_config=drawing)
-    told_BT = whole_BT[:, length:]
-    ended_BT = torch.isin(told_BT, torch.tensor(ends, device=policy.device)) if ends else torch.zeros_like(told_BT, dtype=torch.bool)
-    alive_BT = ended_BT.long().cumsum(1) - ended_BT.long() == 0  # up to the end token, that one included
-    mask_BT = torch.cat([mask_BT, torch.ones_like(told_BT)], 1)
-    read = dict(input_ids=whole_BT, attention_mask=mask_BT, position_ids=(mask_BT.cumsum(1) - 1).clamp(min=0), use_cache=False)
-    new_BTV = policy(**read).logits[:, length - 1 : -1].float().log_softmax(-1)
-    with reference_of(policy, reference) as before:
-        old_BTV = before(**read).logits[:, length - 1 : -1].float().log_softmax(-1)
-    return ((new_BTV.exp() * (new_BTV - old_BTV)).sum(-1) * alive_BT).sum(1).cpu()
