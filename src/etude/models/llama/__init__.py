@@ -72,6 +72,7 @@ class Llama:
         eps: under the root of the norms.
         tied: whether the head is the embedding. The paper's is not; by default it is where two tables were more than half of the model.
         attention: "fused" (torch's kernel) or "blocks" (by hand, no T x T matrix).
+        rate: the peak learning rate of its training in a contest or by `etude apply`; tuned when left out.
     """
 
     layers: int | None = None
@@ -84,6 +85,7 @@ class Llama:
     eps: float = 1e-6
     tied: bool | None = None
     attention: Literal["fused", "blocks"] = "fused"
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         check_counts(self, "layers", "width", "heads", "kv_heads", "hidden", "context")

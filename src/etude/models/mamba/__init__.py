@@ -74,6 +74,7 @@ class Mamba:
         expand: channels of a block over the model's width.
         rank: of the projection that gives the step sizes; by default a sixteenth of the model's width, and what the asked size leaves.
         selective: step sizes, B and C depend on the token; without it the model is a convolution (S4D).
+        rate: the peak learning rate of its training in a contest or by `etude apply`; tuned when left out.
     """
 
     layers: int | None = None
@@ -83,6 +84,7 @@ class Mamba:
     expand: int = 2
     rank: int | None = None
     selective: bool = True
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         check_counts(self, "layers", "width", "state", "kernel", "expand", "rank")

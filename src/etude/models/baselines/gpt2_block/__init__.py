@@ -94,6 +94,7 @@ class Gpt2Block:
         heads: by default as many as make them 128, 64, 32 or 16 wide, at least four.
         context: how many positions are learned, and the longest sequence.
         eps: under the root of the norms.
+        rate: the peak learning rate of its training in a contest or by `etude apply`; tuned when left out.
     """
 
     layers: int | None = None
@@ -101,6 +102,7 @@ class Gpt2Block:
     heads: int | None = None
     context: int = 256
     eps: float = 1e-5
+    rate: float | None = None
 
     def __post_init__(self) -> None:
         check_counts(self, "layers", "width", "heads", "context")
