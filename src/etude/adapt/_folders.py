@@ -7,12 +7,14 @@ is known), the labels, how many weights were trained, and whether the base was r
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -30,7 +32,7 @@ def save(made: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> 
     """Write what was trained.
 
     Raises:
-        ValueError: nothing was trained and there is no prompt, or the folder cannot be written.
+        ValueError: an adapter trained its base model, or the folder cannot be written.
     """
     base = made.get_base_model() if isinstance(made, PeftModel) else made
     count = sum(parameter.numel() for parameter in made.parameters() if parameter.requires_grad)
@@ -47,6 +49,7 @@ def save(made: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> 
         for config in made.peft_config.values():
             config.base_model_name_or_path = about["base"] or None
         made.save_pretrained(folder)
+        refuse_smuggled(folder, count)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's, which says nothing; `etude apply` writes one
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -60,6 +63,14 @@ def save(made: Any, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> 
             path.rename(folder / path.name)
         (folder / "whole").rmdir()
     (folder / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n")
+
+
+def refuse_smuggled(folder: Path, count: int) -> None:
+    """Refuse an adapter that trained more than its folder holds: what is loaded again would be another model."""
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as file:
+        stored = sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 -- it is no dict
+    if count > stored:
+        raise ValueError(f"{count - stored:,} of the {count:,} trained weights are not in the adapter's folder: leave the base model frozen")
 
 
 def with_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import random
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import BertConfig, BertModel
+from torch import Tensor, nn
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
+from etude.adapt._peft import inject, lora_config
+from etude.adapt._rows import Example, batch_of
 from etude.adapt._subject import load_subject
 from etude.data.cache import artifact, store_folder
 from etude.data.contract import Data, Rows, Split
+from etude.nn.pooled import mean_pooled
 from etude.nn.tiny import VOCABULARY, byte_tokenizer, tiny_gpt2, tiny_llama, tiny_sentences
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
 LAYOUT = 1  # of the tiny models on disk
@@ -75,3 +83,124 @@ def tiny() -> Mapping[str, tuple[Callable[[], PreTrainedModel], Data]]:
         "decoder": subject("llama", tiny_llama, asked()),
         "gpt2": subject("gpt2", tiny_gpt2, labelled()),
     }
+
+
+# The contest ------------------------------------------------------------------------------------------------------------
+
+WINNER, LOSER, CHEAT, TWINS = "thin_pair", "worn_pair", "smuggler", ("twin", "other_twin")
+SLOTS = (
+    ("today", "yesterday", "often", "seldom", "soon"),
+    ("the miller", "a sailor", "my neighbour", "the old queen", "every child"),
+    ("carries", "paints", "forgets", "counts", "sells"),
+    ("seven apples", "a blue door", "the morning news", "an iron key", "two lanterns"),
+    ("by the river", "at night", "in the market", "before the storm", "near the bridge"),
+)
+NOISE = 0.1  # share of the rows whose label is another one: nobody reaches all
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are the words of the slots."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = sorted({word for slot in SLOTS for phrase in slot for word in phrase.split()})
+    tokenizer: Any = Tokenizer(models.WordLevel({word: i for i, word in enumerate(["[PAD]", "[UNK]", *words])}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def plant(folder: Path, steps: int = 120) -> dict[str, str]:
+    """Write a sentence encoder that was trained to tell each slot of a sentence, and sentences labelled by their verb; what to bring is returned."""
+    dice = random.Random(0)
+    places = [list(place) for place in itertools.product(range(5), repeat=len(SLOTS))]
+    dice.shuffle(places)
+    texts = [" ".join(SLOTS[slot][choice] for slot, choice in enumerate(place)) for place in places]
+    tokenizer, model = word_tokenizer(), tiny_bert(context=32)
+    train_slots(model, [tokenizer(text)["input_ids"] for text in texts[:500]], torch.tensor(places[:500]), steps)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "model" / "1_Pooling").mkdir()
+    (folder / "model" / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    verbs = [dice.choice(SLOTS[2]) if dice.random() < NOISE else SLOTS[2][place[2]] for place in places]
+    lines = [json.dumps({"text": text, "label": verb}) for text, verb in zip(texts, verbs, strict=True)]
+    (folder / "rows.jsonl").write_text("\n".join(lines[500:]) + "\n")
+    return {"model": str(folder / "model"), "data": str(folder / "rows.jsonl")}
+
+
+def train_slots(model: BertModel, ids: list[list[int]], places: Tensor, steps: int) -> None:
+    """Train the encoder so that its mean hidden state tells every slot."""
+    heads = nn.ModuleList(nn.Linear(model.config.hidden_size, 5) for _ in SLOTS)
+    optimizer = torch.optim.AdamW([*model.parameters(), *heads.parameters()], lr=2e-3)
+    dice = torch.Generator().manual_seed(0)
+    model.train()
+    for _ in range(steps):
+        picks = torch.randint(0, len(ids), (16,), generator=dice).tolist()
+        batch = batch_of([Example(tuple(ids[i])) for i in picks])
+        states_BTD = model(batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        pooled_BD = mean_pooled(states_BTD, batch["attention_mask"])
+        losses = [nn.functional.cross_entropy(head(pooled_BD), places[picks, slot]) for slot, head in enumerate(heads)]
+        optimizer.zero_grad()
+        sum(losses, torch.tensor(0.0)).backward()
+        optimizer.step()
+    model.eval()
+
+
+def pair(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> PeftModel:
+    """LoRA on every linear layer of the blocks."""
+    return inject(model, lora_config(model, rank, alpha, 0.0, ("query", "key", "value", "dense")), seed)
+
+
+@dataclass(frozen=True)
+class ThinPair:
+    """The planted winner: a pair of rank 2 and the head."""
+
+    rate: float | None = None
+
+    def attach(self, model: PreTrainedModel, data: Data) -> PeftModel:
+        return pair(model, 2, 4.0, data.seed)
+
+
+@dataclass(frozen=True)
+class WornPair:
+    """The degraded copy: its pair hardly counts, and its head stays as it was drawn."""
+
+    rate: float | None = None
+
+    def attach(self, model: PreTrainedModel, data: Data) -> PeftModel:
+        made = pair(model, 2, 1e-3, data.seed)
+        made.get_base_model().classifier.requires_grad_(False)
+        return made
+
+
+@dataclass(frozen=True)
+class Smuggler:
+    """The cheat: it trains its base model, of which its small folder holds nothing."""
+
+    rate: float | None = None
+
+    def attach(self, model: PreTrainedModel, data: Data) -> PeftModel:
+        made = pair(model, 1, 1e-3, data.seed)
+        made.get_base_model().encoder.requires_grad_(True)
+        made.get_base_model().classifier.requires_grad_(False)
+        return made
+
+
+@dataclass(frozen=True)
+class Twin:
+    """One of two contenders that are the same but for their dice."""
+
+    salt: int = 1
+    rate: float | None = None
+
+    def attach(self, model: PreTrainedModel, data: Data) -> PeftModel:
+        return pair(model, 4, 8.0, 1000 * data.seed + self.salt)
+
+
+@dataclass(frozen=True)
+class OtherTwin:
+    """The other one."""
+
+    salt: int = 2
+    rate: float | None = None
+
+    def attach(self, model: PreTrainedModel, data: Data) -> PeftModel:
+        return pair(model, 4, 8.0, 1000 * data.seed + self.salt)
