@@ -13,6 +13,7 @@ from etude.harness.store import identity
 from etude.measure.contract import Items, Metrics, number
 
 SCHEMA = 1
+SEARCHED = "its search chose"  # told by the build that searched, on the seed that chooses
 
 
 def assemble(
@@ -113,10 +114,10 @@ def contender(referee: Referee, entrant: Entrant, tried: list[Measured], seeds: 
         "traits": list(entry.traits),
         "mark": referee.contest.marks(referee.facts, entry.traits),
         "deterministic": bool(good and chosen and good[0].probe == chosen.probe),
-        "options": chosen.options if chosen else entrant.options,
+        "options": chosen.options | chosen.settled if chosen else entrant.options,
         "error": next((error for error in errors if error), None),
         "unchanged": bool(good and good[0].probe == said),
-        "describe": good[0].describe if good else {},
+        "describe": {key: text for key, text in chosen.describe.items() if key == SEARCHED} | good[0].describe if good and chosen else {},
         "points": [
             {"options": one.options, "metrics": numbers(one.metrics), "error": one.error or None, "chosen": i == entrant.chosen}
             for i, one in enumerate(tried)
