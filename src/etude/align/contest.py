@@ -24,7 +24,7 @@ SHARES = (0.35, 0.15, 0.15, 0.35)  # train, validation, choice, test: judging a 
 JUDGED = 100  # held-out pairs that are judged at most
 PROMPTS, SPOKEN = 24, 24  # prompts that are answered to see how far a policy went, and tokens of an answer
 TIMED = 8  # pairs that the timed training reads
-SECONDS = 10.0  # that timing may take beyond its first two runs
+SECONDS = 5.0  # after which no further timing begins
 HELD = 64  # pairs that `etude apply` keeps back for tuning
 
 
@@ -163,7 +163,7 @@ class PreferencePairs(Contest["PreTrainedModel", "Aligner"]):
         part = held_out[Preferences]
         few = part.take(within(part, run, TIMED, base).rows)
         data = Data(Split(few), Split(few), run.seed, load_tokenizer(folder))
-        while len(spent) < 2 or sum(spent[1:]) < SECONDS:
+        while len(spent) < 2 or (len(spent) < 4 and sum(spent) < SECONDS):
             policy = load_decoder(base, run.dtype, run.device)
             start = perf_counter()
             getattr(contender, self.verb)(policy, data)
