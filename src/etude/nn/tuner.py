@@ -112,7 +112,7 @@ def _add_type(name: str) -> None:
     type.__setattr__(PeftType, name, member)
 
 
-def attach(model: PreTrainedModel, name: str, method: Any, layers: Iterable[str]) -> PeftModel:
+def attach(model: PreTrainedModel, name: str, method: Any, layers: Iterable[str], heads: Sequence[str] = ()) -> PeftModel:
     """The model with a new adapter of this method around some of its linear layers, in the mode in which it came.
 
     Args:
@@ -120,9 +120,11 @@ def attach(model: PreTrainedModel, name: str, method: Any, layers: Iterable[str]
         name: of the method in the catalogue.
         method: a dataclass with the options.
         layers: names of the layers.
+        heads: names of modules that are trained whole and saved along.
     """
     training, targets = model.training, names_for(model, layers)
-    config = EtudeConfig(method=name, options=catalogue.to_options(method), target_modules=targets, task_type=task_of(model))
+    about = {"target_modules": targets, "modules_to_save": list(heads) or None, "task_type": task_of(model)}
+    config = EtudeConfig(method=name, options=catalogue.to_options(method), **about)
     tuned = cast(PeftModel, get_peft_model(model, config))
     tuned.train(training)
     return tuned

@@ -41,13 +41,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from etude.adapt._train import head_names
 from etude.adapt.tied_lora.pair import KINDS, Bundle, Store, TiedPart, bundles, count
 from etude.compress.laser.matrices import all_matrices
 from etude.data.contract import Budget, Data
@@ -57,7 +58,7 @@ from etude.nn.tuner import Injected, attach, refuse_adapted
 PAPER, ROLE, CLASS = "2311.09578", "contender", "TiedLora"
 ENTERS = ("adapt",)
 NEEDS = ("Rows",)
-TRAITS = ("trains", "adapter")
+TRAITS = ("trains", "low rank")
 
 TARGETS = {"qkv": ("q", "k", "v", "qkv"), "attn": ("q", "k", "v", "qkv", "o"), "mlp": ("in", "out"), "all": ("q", "k", "v", "qkv", "o", "in", "out")}
 
@@ -85,6 +86,7 @@ class TiedLora:
     dropout: float = 0.0
     rate: float | None = None
     seed: int | None = None
+    start: ClassVar[float] = 2e-3  # where the search for a rate begins
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -121,7 +123,7 @@ class TiedLora:
         """
         refuse_adapted(model)
         seeded = self if self.seed is not None else replace(self, seed=data.seed)
-        return attach(model, "tied_lora", seeded, target_layers(model, self.target))
+        return attach(model, "tied_lora", seeded, target_layers(model, self.target), head_names(model))
 
     def adapter(self, layers: Mapping[str, nn.Module], facts: Mapping[str, Any]) -> Injected:
         """What `etude.nn.tuner` injects: the store, and its view for each layer.
