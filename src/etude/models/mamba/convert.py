@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, MambaConfig, MambaForCausalLM
+from transformers import AutoConfig, GenerationConfig, MambaConfig, MambaForCausalLM
 
 from etude.nn.decoder import EtudeDecoder
 from etude.nn.decoder_config import EtudeDecoderConfig
@@ -26,17 +26,23 @@ NAMES = (("backbone.embeddings.", "model.embed_tokens."), ("backbone.norm_f.", "
 NORMS = (".norm.", ".mixer_norm.")  # of each block
 
 
-def from_hugging_face(source: MambaForCausalLM | Path | str, dtype: torch.dtype = torch.float32) -> EtudeDecoder:
-    """Our decoder with the weights of theirs.
+def from_hugging_face(source: str | Path | MambaForCausalLM, vocabulary: int | None = None) -> EtudeDecoder:
+    """A decoder with the weights of a Hugging Face Mamba, in evaluation mode, in the checkpoint's dtype.
 
     Args:
-        source: a model, whose dtype and device it keeps, or a folder of safetensors, read in `dtype`.
+        source: a folder, or a model (whose weights are copied).
+        vocabulary: how many tokens the tokenizer has that will be used with it.
 
     Raises:
-        ValueError: the folder lacks weights, the activation is not SiLU, or the channels are not `expand` times the width.
+        ValueError: it is no Mamba, lacks weights, uses what this one lacks, or has fewer tokens than `vocabulary`.
     """
-    model = source if isinstance(source, MambaForCausalLM) else _loaded(source, dtype)
+    model = source if isinstance(source, MambaForCausalLM) else _loaded(source)
     theirs = model.config
+    if vocabulary is not None and vocabulary > theirs.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {vocabulary:,} tokens and the checkpoint {theirs.vocab_size:,}: use the tokenizer it was trained with, or give the "
+            f"model more rows first (`resize_token_embeddings`)"
+        )
     if theirs.hidden_act not in ("silu", "swish"):
         raise ValueError(f"hidden_act is {theirs.hidden_act!r}: this Mamba block has SiLU only")
     if theirs.intermediate_size != theirs.expand * theirs.hidden_size:
@@ -54,7 +60,7 @@ def from_hugging_face(source: MambaForCausalLM | Path | str, dtype: torch.dtype 
 
 
 def to_hugging_face(model: EtudeDecoder) -> MambaForCausalLM:
-    """Their model with the weights of ours: `save_pretrained` on it writes what plain transformers, vLLM and llama.cpp's converter read.
+    """A Hugging Face Mamba with a copy of the model's weights: `save_pretrained` then writes what every engine reads.
 
     Raises:
         ValueError: the decoder is not made of selective Mamba blocks alone.
@@ -77,15 +83,15 @@ def to_hugging_face(model: EtudeDecoder) -> MambaForCausalLM:
     return _filled(MambaForCausalLM, theirs, model, _renamed(model.state_dict(), ours=0))
 
 
-def _loaded(folder: Path | str, dtype: torch.dtype) -> MambaForCausalLM:
-    kind = AutoConfig.from_pretrained(folder, local_files_only=True).model_type
+def _loaded(folder: str | Path) -> MambaForCausalLM:
+    kind = AutoConfig.from_pretrained(folder).model_type
     if kind != "mamba":
-        raise ValueError(f"{folder} holds a {kind}, not a Mamba: load it with AutoModelForCausalLM")
-    model, told = MambaForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True, use_safetensors=True, output_loading_info=True)
+        raise ValueError(f"a checkpoint of {kind!r} is no Mamba: only model_type 'mamba' is read")
+    model, told = MambaForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, output_loading_info=True)
     if told["missing_keys"]:
         first = sorted(told["missing_keys"])[0]
         raise ValueError(f"{folder} lacks {len(told['missing_keys'])} tensors of its Mamba ({first}...): fetch or save it again")
-    return model.eval()
+    return model
 
 
 def _renamed(weights: Mapping[str, Tensor], ours: int) -> dict[str, Tensor]:
@@ -100,10 +106,10 @@ def _renamed(weights: Mapping[str, Tensor], ours: int) -> dict[str, Tensor]:
 
 
 def _filled(kind: Any, config: Any, source: Any, weights: Mapping[str, Tensor]) -> Any:
-    """A model of this kind with these weights; nothing is drawn."""
+    """A model of this kind with copies of these weights; nothing is drawn."""
     with torch.device("meta"):
-        made = kind(config)
-    made.to_empty(device=source.device)
-    made.load_state_dict({name: tensor.detach().clone() for name, tensor in weights.items()}, assign=True)
-    made.tie_weights()
-    return made.train(source.training)
+        model = kind(config)
+    model.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, strict=True, assign=True)
+    model.tie_weights()
+    model.generation_config = GenerationConfig.from_dict(source.generation_config.to_dict())
+    return model.eval()

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Dimensions: B batch, L length, E channels, N state (P: the next power of 2), K chunks, M blocks of channels, T steps of a tile, W channels of a block.
+# Dimensions: B batch, L length, E channels, N state (P: the next power of 2), K chunks, T steps of a tile, M blocks of W channels.
 TILE, BLOCK, WARPS = 16, 8, 4  # for N = 16 the largest tile whose adjoints fit the registers of sm_90
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
