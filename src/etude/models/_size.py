@@ -61,7 +61,7 @@ def sized(
 
     Args:
         make: the configuration of so many layers and such a width.
-        step: widths are multiples of it; by default of 16, from 5 million parameters on of 64, from half a billion on of 128.
+        step: widths are multiples of it; by default of 16; from 1, 5 and 500 million parameters on of 32, 64 and 128.
         stretch: changes a configuration by so many parameters, or by what comes near, at the same depth and width (mostly by the MLP's width).
         shapes: the (layers, width) that are allowed; by default all.
         blocks: that do the work of one transformer layer (attention and MLP): so many times as deep is usual.
@@ -72,7 +72,7 @@ def sized(
     if parameters < 1:
         raise ValueError(f"parameters must be at least 1, got {parameters}")
     wanted, best = aspect(parameters) / blocks, (math.inf, 0, None)
-    step = step or (16 if parameters < 5e6 else 64 if parameters < 5e8 else 128)
+    step = step or (16 if parameters < 1e6 else 32 if parameters < 5e6 else 64 if parameters < 5e8 else 128)
     allowed = _shapes(make, parameters, step, TOLERANCE if stretch is None else REACH) if shapes is None else shapes
     for layers, width in sorted(allowed, key=lambda shape: abs(math.log(shape[1] / shape[0] / wanted))):
         config = make(layers, width)

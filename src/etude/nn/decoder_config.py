@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import field
 from types import ModuleType
-from typing import Any
+from typing import Any, no_type_check
 
 from transformers import PretrainedConfig
 
 NORMS, POSITIONS = ("rms", "layer"), ("none", "learned")
 
 
+@no_type_check  # transformers hands its constructor more than the fields
 class EtudeDecoderConfig(PretrainedConfig):
     """What a decoder is made of.
 
