@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from etude.align._pairs import Encoded
 
-SHARES = (0.35, 0.15, 0.15, 0.35)  # train, validation, choice, test: judging a pair costs a sixth of training on it
+SHARES = (0.3, 0.15, 0.15, 0.4)  # train, validation, choice, test: judging a pair costs a tenth of training on it
 JUDGED = 100  # held-out pairs that are judged at most
 PROMPTS, SPOKEN = 24, 24  # prompts that are answered to see how far a policy went, and tokens of an answer
 TIMED = 8  # pairs that the timed training reads

@@ -29,7 +29,7 @@ EMBEDDED = {
     "python-docs": "Python's language reference as pydoc carries it (English, reStructuredText)",
     "english": "English prose: the paragraphs of whole sentences in Python's language reference and docstrings",
     "python-areas": "sentences of the standard library's docstrings, labelled by the area that they document (rows of text and label)",
-    "python-answers": "what names of the standard library do: their own docstring is preferred to another one's (rows of prompt, chosen and rejected)",
+    "python-answers": "what names of the standard library do: their own docstring is preferred to another one's (prompt, chosen, rejected)",
 }
 AREAS = {  # the chapters of the library reference, the small ones together
     "concurrency": "asyncio threading multiprocessing concurrent subprocess sched signal queue _threading_local",
@@ -47,7 +47,7 @@ AREAS = {  # the chapters of the library reference, the small ones together
 }
 MOST = 450  # rows of an area
 WORDS = (6, 32)  # of a row
-ANSWERS, BRIEF = 200, (5, 14)  # rows, and words of an answer
+ANSWERS, BRIEF = 200, (4, 10)  # rows, and words of an answer
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ def normal(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: it is malformed.
     """
-    prompt, chosen, rejected = row.get("prompt"), row["chosen"], row["rejected"]
+    prompt, chosen, rejected = (_decoded(row.get(role)) for role in ("prompt", "chosen", "rejected"))
     if not chosen or not rejected:
         raise _LeftOut(f"have no {'rejected' if chosen else 'chosen'} answer")
     if isinstance(chosen, str) != isinstance(rejected, str):
@@ -122,6 +122,16 @@ def normal(place: str, row: Mapping[str, Any]) -> dict[str, Any]:
     told = _texts(prompt, chosen, rejected) if plain else _chats(place, prompt, chosen, rejected)
     extra = {name: row[name] for name in row if name not in ("prompt", "chosen", "rejected")}
     return dict(zip(("prompt", "chosen", "rejected"), told, strict=True)) | {name: _number(place, name, value) for name, value in extra.items()}
+
+
+def _decoded(value: Any) -> Any:
+    """A chat that a table (or a column of mixed forms) keeps as JSON text."""
+    if isinstance(value, str) and value.startswith("[{") and '"role"' in value:
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
 
 
 def _number(place: str, name: str, value: Any) -> Any:
@@ -172,7 +182,8 @@ def _dialogue(chosen: str, rejected: str) -> tuple[str, str, str]:
     end = chosen[: shared(chosen, rejected)].rfind(ASSISTANT)
     if end < 0:
         raise _LeftOut("are dialogues that share no turn up to an answer")
-    if HUMAN not in chosen[:end]:
+    opening = f"\n\n{chosen.lstrip()}"
+    if not 0 <= opening.find(HUMAN) < opening.find(ASSISTANT):
         raise _LeftOut("are dialogues whose first turn is the assistant's")
     start = end + len(ASSISTANT)
     if HUMAN in chosen[start:] or HUMAN in rejected[start:]:
