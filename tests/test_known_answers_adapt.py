@@ -2,10 +2,13 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
+from etude import catalogue
 from etude.adapt import planted
+from etude.harness.check import at_work
 from etude.harness.compete import compete
 from etude.harness.intervals import paired_difference
 from etude.harness.recommend import recommend
@@ -23,7 +26,7 @@ def results(tmp_path_factory):
         out=room / "out",
         names=("full",),
         family="adapt",
-        with_file=f"{planted.__file__}:ThinPair,WornPair,Smuggler,Twin,OtherTwin",
+        with_file=f"{planted.__file__}:ThinPair,WornPair,Idler,Twin,OtherTwin",
         without=FIELD,
         brought=planted.plant(room),
         seeds=SEEDS,
@@ -51,10 +54,17 @@ def test_the_degraded_copy_loses(results):
     assert not contender(results, planted.LOSER)["reached"]
 
 
-def test_the_cheat_is_told_by_its_folder(results):
-    (failure,) = [one for one in results["failures"] if one["name"] == planted.CHEAT]
-    assert "trained weights are not in the adapter's folder" in failure["error"]
-    assert results["recommendation"]["name"] != planted.CHEAT
+def test_the_cheapest_folder_that_learned_nothing_is_not_recommended(results):
+    cheat, winner = contender(results, planted.CHEAT), contender(results, planted.WINNER)
+    assert Metrics.from_json(cheat["seeds"][0]["metrics"]).bytes < Metrics.from_json(winner["seeds"][0]["metrics"]).bytes
+    told = results["recommendation"]
+    assert planted.CHEAT not in {told["name"], told["winner"], *told["close"]} and not cheat["reached"]
+
+
+def test_an_adapter_that_trains_its_base_model_is_refused_at_the_door():
+    entry = catalogue.from_file(Path(planted.__file__), "Smuggler", "adapt")
+    problems = list(at_work(entry, catalogue.contest("adapt"), "encoder"))
+    assert len(problems) == 1 and "trained weights are not in the adapter's folder" in problems[0]
 
 
 def test_rates_are_tuned_once_in_equal_trials_and_carried_over(results):

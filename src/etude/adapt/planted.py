@@ -5,25 +5,29 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft import LoraConfig, PeftModel
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from etude.adapt._peft import inject, lora_config
+from etude.adapt._peft import inject, lora_config, task_of
 from etude.adapt._rows import Example, batch_of
 from etude.adapt._subject import load_subject
+from etude.adapt._train import head_names
 from etude.data.cache import artifact, store_folder
 from etude.data.contract import Data, Rows, Split
 from etude.nn.pooled import mean_pooled
+from etude.nn.surgery import block_linears
 from etude.nn.tiny import VOCABULARY, byte_tokenizer, tiny_gpt2, tiny_llama, tiny_sentences
 
 if TYPE_CHECKING:
-    from peft import PeftModel
     from transformers import PreTrainedModel
 
 LAYOUT = 1  # of the tiny models on disk
@@ -87,7 +91,7 @@ def tiny() -> Mapping[str, tuple[Callable[[], PreTrainedModel], Data]]:
 
 # The contest ------------------------------------------------------------------------------------------------------------
 
-WINNER, LOSER, CHEAT, TWINS = "thin_pair", "worn_pair", "smuggler", ("twin", "other_twin")
+WINNER, LOSER, CHEAT, TWINS = "thin_pair", "worn_pair", "idler", ("twin", "other_twin")
 SLOTS = (
     ("today", "yesterday", "often", "seldom", "soon"),
     ("the miller", "a sailor", "my neighbour", "the old queen", "every child"),
@@ -146,7 +150,14 @@ def train_slots(model: BertModel, ids: list[list[int]], places: Tensor, steps: i
 
 def pair(model: PreTrainedModel, rank: int, alpha: float, seed: int) -> PeftModel:
     """LoRA on every linear layer of the blocks."""
-    return inject(model, lora_config(model, rank, alpha, 0.0, ("query", "key", "value", "dense")), seed)
+    ends = sorted({name.rpartition(".")[2] for name in block_linears(model)})
+    return inject(model, lora_config(model, rank, alpha, 0.0, ends), seed)
+
+
+def head_of(made: PeftModel) -> list[nn.Module]:
+    """The trained copies of the label head; none for a decoder."""
+    base = made.get_base_model()
+    return [base.get_submodule(f"{name}.modules_to_save.default") for name in head_names(made)]
 
 
 @dataclass(frozen=True)
@@ -167,20 +178,37 @@ class WornPair:
 
     def attach(self, model: PreTrainedModel, data: Data) -> PeftModel:
         made = pair(model, 2, 1e-3, data.seed)
-        made.get_base_model().classifier.requires_grad_(False)
+        for head in head_of(made):
+            head.requires_grad_(False)
+        return made
+
+
+@dataclass(frozen=True)
+class Idler:
+    """A cheat on bytes: the smallest folder, which says the most common label whatever is asked."""
+
+    rate: float | None = None
+
+    def attach(self, model: PreTrainedModel, data: Data) -> PeftModel:
+        config = LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=head_names(model) or None, task_type=task_of(model))
+        made = inject(model, config, data.seed)
+        for head in head_of(made):
+            told = Counter(map(str, data.train[Rows].column("label"))).most_common(1)[0][0]
+            head.weight.data.zero_()
+            head.bias.data[model.config.label2id[told]] = 10.0
+        made.requires_grad_(False)
         return made
 
 
 @dataclass(frozen=True)
 class Smuggler:
-    """The cheat: it trains its base model, of which its small folder holds nothing."""
+    """A cheat on the folder: it trains its base model, of which its small folder holds nothing."""
 
     rate: float | None = None
 
     def attach(self, model: PreTrainedModel, data: Data) -> PeftModel:
         made = pair(model, 1, 1e-3, data.seed)
-        made.get_base_model().encoder.requires_grad_(True)
-        made.get_base_model().classifier.requires_grad_(False)
+        made.requires_grad_(True)
         return made
 
 
