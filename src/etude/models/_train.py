@@ -33,6 +33,7 @@ STEPS = 20_000
 EVERY = 25  # steps between checkpoints
 DECAY, BETAS, FINAL, WARMUP = 0.1, (0.9, 0.95), 0.1, 0.1
 JUDGED = 16_384  # validation tokens that judge a rate at most
+DIVERGED = ("the loss is", "the model's logits are not finite")  # how an error begins that the rate is to blame for
 
 # Dimensions: B windows of a batch, T tokens of a window.
 
@@ -161,7 +162,7 @@ def tune(make: Callable[[], PreTrainedModel], terms: Terms, data: Data, trials: 
         try:
             return data.journal.once({"rate": rounded(rate)}, lambda: judged(trained(make, terms, data, rounded(rate)), terms, data))
         except ValueError as error:
-            if str(error).startswith("the loss is"):
+            if str(error).startswith(DIVERGED):
                 return math.inf
             raise
 
