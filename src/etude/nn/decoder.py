@@ -22,7 +22,8 @@ positions, which tokens are padding, and holds the layer's memory. A mixer must 
     keys, values = context.cache.update(keys, values, layer)     # growing ones; other caches of transformers know this one too
 
 Linear layers and embeddings start normal with `initializer_range`, biases at 0; a module of a slot that has a method `init_weights()` is asked after
-its children, and writes through `torch.nn.init` functions of `transformers.initialization`, which leave loaded weights alone.
+its children, and writes through `torch.nn.init` functions of `transformers.initialization`, which leave loaded weights alone. Parameters that are
+to be loaded in float32 whatever the model's dtype are named by its attribute `keep_float32` ("mixer.A_log").
 
 It is an ordinary transformers model: `save_pretrained`, `from_pretrained`, `generate` with cache, PEFT and TRL work; after `import etude` also
 AutoConfig and AutoModelForCausalLM know it (`etude.nn.hosts`).
@@ -198,6 +199,8 @@ class EtudeDecoderModel(EtudePreTrainedModel):
         self.layers = nn.ModuleList([DecoderBlock(config, layer) for layer in range(config.num_hidden_layers)])
         self.norm = make_norm(config)
         self.gradient_checkpointing = False
+        slots = (slot for block in self.layers for slot in (block.mixer, block.channel_mixer))
+        self._keep_in_fp32_modules_strict = {name for slot in slots for name in getattr(slot, "keep_float32", ())}
         self.post_init()
 
     def forward(

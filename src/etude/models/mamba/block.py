@@ -62,6 +62,8 @@ class MambaMixer(nn.Module):
         ValueError: a size below 1, or an unknown kernel.
     """
 
+    keep_float32 = ("mixer.A_log", "mixer.D")  # a rounded time scale is another one
+
     def __init__(
         self,
         width: int,
