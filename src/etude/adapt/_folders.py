@@ -22,7 +22,7 @@ from etude.adapt._four_bit import known_to, pack, packs
 from etude.adapt._subject import kind_of, labels_of, load_subject, recall, remember
 from etude.nn import same_base, saving
 from etude.nn.loading import load_decoder
-from etude.nn.surgery import is_linear
+from etude.nn.surgery import find_blocks, is_linear
 
 ABOUT = "etude.json"
 OWN = (ABOUT, "adapter_config.json", "config.json", "generation_config.json")  # beside weights, what belongs to an adapter and not to its tokenizer
@@ -81,9 +81,10 @@ def with_dtype(model: nn.Module, dtype: torch.dtype | None) -> None:
                 parameter.data = parameter.data.to(dtype)
 
 
-def base_layers(base: nn.Module) -> dict[str, nn.Module]:
-    """The base model's own linear layers by their names before an adapter was put around them."""
-    found = {name.replace(".base_layer", "").replace(".original_module", ""): module for name, module in base.named_modules() if is_linear(module)}
+def base_layers(base: Any) -> dict[str, nn.Module]:
+    """The linear layers of the base model's blocks by their names before an adapter was put around them."""
+    blocks = find_blocks(base)[0] + "."
+    found = {name.replace(".base_layer", ""): module for name, module in base.named_modules() if name.startswith(blocks) and is_linear(module)}
     return {name: module for name, module in found.items() if not any(part in name for part in ("lora_", "etude_parts", "modules_to_save"))}
 
 

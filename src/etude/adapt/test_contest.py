@@ -136,8 +136,10 @@ def test_a_thousand_classes_work(name):
 # Folders ----------------------------------------------------------------------------------------------------------------
 
 
-def built(kind, contender, folder, steps=4):
-    model, data = subject(kind)
+def built(kind, contender, folder, steps=4, seed=1):
+    _, data = subject(kind)
+    data = Data(data.train, data.validation, seed, data.tokenizer)
+    model = load_subject(planted.kept(*_tiny(kind)), data.train[Rows], seed=seed)  # its label head is another one than that of seed 0
     made = contender.attach(model, data)
     train(made, data, 1e-2, steps=steps)
     folder.mkdir()

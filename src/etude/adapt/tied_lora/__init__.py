@@ -147,8 +147,10 @@ class TiedLora:
         if budget.axis != "bytes" or budget.share == 1:
             return [replace(self, rank=rank) for rank in sorted({max(1, self.rank // 4), self.rank, 4 * self.rank})]
         found = bundles(target_layers(subject, self.target))
-        fits = [rank for rank in range(1, 4 * self.rank + 1) if 4 * count(found, rank, self.train, self.tie) <= 0.95 * budget.limit] or [1]
-        return [replace(self, rank=rank) for rank in sorted({max(1, fits[-1] // 4), fits[-1]})]
+        head = sum(p.numel() for name in head_names(subject) for p in subject.get_submodule(name).parameters())
+        numbers = {rank: head + count(found, rank, self.train, self.tie) for rank in range(1, 4 * self.rank + 1)}
+        best = max((rank for rank in numbers if 4 * numbers[rank] <= 0.95 * budget.limit), default=1)  # float32; names and configuration weigh too
+        return [replace(self, rank=rank) for rank in sorted({max(1, best // 4), best})]
 
 
 def target_layers(model: PreTrainedModel, target: str) -> dict[str, nn.Module]:

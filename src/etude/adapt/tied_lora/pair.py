@@ -165,7 +165,9 @@ class TiedPart(Part):
         """A, and this layer's rows of B with u, v and the scaling multiplied into them: they are smaller than what flows through them."""
         (store,) = self.store
         A, B = store.etude_A[store.key("A", self.bundle)], store.etude_B[store.key("B", self.bundle)]
-        B = B[self.start : self.end] * self.scale
+        B = B[self.start : self.end]
+        if self.scale != 1:
+            B = B * self.scale
         if hasattr(store.etude_u, self.bundle.key):
             B = B * store.etude_u[self.bundle.key]
         if hasattr(store.etude_v, self.bundle.key):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from itertools import chain, combinations
 
 import peft
@@ -15,7 +16,7 @@ from torch import distributed
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification, LlamaConfig
 
 from etude import catalogue
-from etude.adapt.tied_lora import TiedLora, groups, target_layers
+from etude.adapt.tied_lora import TiedLora, benchmark, groups, target_layers
 from etude.adapt.tied_lora.pair import Store, bundles, count, draw
 from etude.data.contract import Budget, Data, Split
 from etude.fit.loop import by_shape
@@ -353,6 +354,12 @@ def test_a_target_that_matches_nothing_lists_the_candidates():
         block.mlp.gate_proj = block.mlp.up_proj = block.mlp.down_proj = torch.nn.Identity()
     with pytest.raises(ValueError, match=r"no linear layer matches the target 'mlp'; this model has self_attn.k_proj \(k\)"):
         TiedLora(target="mlp").attach(bare, NOTHING)
+
+
+def test_the_benchmark_prints_both_ratios(capsys):
+    benchmark.main(["--model", "tiny", "--dtype", "float32", "--steps", "2", "--batch", "2", "--length", "8"])
+    told = capsys.readouterr().out
+    assert "Tied-LoRA: " in told and re.search(r"step: \d\.\d{3} of PEFT LoRA's \(median of 2 pairs\); file: 0\.\d{3} of it", told), told
 
 
 def test_options_come_back_from_the_saved_configuration(tmp_path):
