@@ -18,7 +18,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from etude.adapt._four_bit import known_to, pack
-from etude.adapt._peft import check_lora, inject, lora_config, ranks_within
+from etude.adapt._peft import check_lora, inject, lora_config, ranks_within, targets_of
 from etude.data.contract import Budget, Data
 from etude.nn.packing import Grid
 from etude.nn.surgery import refuse_quantised
@@ -65,6 +65,6 @@ class Lora4bit:
             ValueError: the model is quantised already, or a target matches no linear layer; the message lists the candidates.
         """
         refuse_quantised(model)
-        config = lora_config(model, self.rank, self.alpha, self.dropout, self.targets)
+        ends = targets_of(model, self.targets)
         pack(model, {"bits": 4, "group": self.group})
-        return inject(model, known_to(config), data.seed)
+        return inject(model, known_to(lora_config(model, self.rank, self.alpha, self.dropout, ends)), data.seed)
