@@ -173,6 +173,9 @@ class EtudePreTrainedModel(PreTrainedModel):
     _no_split_modules = ["DecoderBlock"]
     _supports_sdpa = True
 
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        super()._initialize_weights(module, False)  # True would pass over modules without parameters of their own
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         own = getattr(module, "init_weights", None)

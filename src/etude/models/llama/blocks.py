@@ -9,7 +9,7 @@ Names of the weights are Hugging Face's: gate is \(W_1\), up is \(W_3\), down is
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -49,8 +49,8 @@ class Attention(nn.Module):
         head_dim: int | None = None,
         base: float = 10000.0,
         scaling: Mapping[str, Any] | None = None,
-        layout: Literal["halves", "pairs"] = "halves",
-        attention: Literal["fused", "blocks"] = "fused",
+        layout: str = "halves",
+        attention: str = "fused",
         bias: bool = False,
     ) -> None:
         super().__init__()

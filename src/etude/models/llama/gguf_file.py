@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gguf
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -17,16 +17,15 @@ from etude.models.llama.convert import config_to_llama, from_hugging_face, from_
 from etude.models.llama.tokens import pieces
 from etude.nn.decoder import EtudeDecoder
 
-Kind = Literal["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"]
 TOKEN_TYPES = {"normal": gguf.TokenType.NORMAL, "unknown": gguf.TokenType.UNKNOWN, "control": gguf.TokenType.CONTROL, "byte": gguf.TokenType.BYTE}
 FILE_TYPES = {"F32": "ALL_F32", "F16": "MOSTLY_F16", "BF16": "MOSTLY_BF16", "Q8_0": "MOSTLY_Q8_0", "Q4_0": "MOSTLY_Q4_0", "Q4_1": "MOSTLY_Q4_1"}
 
 
-def to_gguf(model: EtudeDecoder, path: str | Path, tokenizer: PreTrainedTokenizerFast | None = None, kind: Kind = "F32") -> Path:
+def to_gguf(model: EtudeDecoder, path: str | Path, tokenizer: PreTrainedTokenizerFast | None = None, kind: str = "F32") -> Path:
     """Write the model, and its tokenizer where one is given, to a GGUF file that does not exist yet.
 
     Args:
-        kind: of the matrices; norms and biases stay float32. The Q kinds need rows of a multiple of 32.
+        kind: of the matrices: F32, F16, BF16, Q8_0, Q4_0 or Q4_1; norms stay float32. The Q kinds need rows of a multiple of 32.
 
     Raises:
         ValueError: the file exists, the model is no Llama, has linear biases or a stretched context, or `kind` does not fit its rows.

@@ -59,6 +59,7 @@ class Mixture:
         self.names = list(self.sources)
         self._edges = np.cumsum([self.weights[name] for name in self.names])
         self._before = [np.zeros(len(self.names), dtype=np.int64)]  # how often each source was drawn before a block
+        self._last: tuple[int, np.ndarray, np.ndarray] | None = None
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
 
     def at(self, draw: int) -> tuple[str, int]:
@@ -70,13 +71,9 @@ class Mixture:
         if draw < 0:
             raise ValueError(f"draws are counted from 0, got {draw}")
         block, within = divmod(draw, BLOCK)
-        while len(self._before) <= block:
-            counts = np.bincount(self._picked(len(self._before) - 1), minlength=len(self.names))
-            self._before.append(self._before[-1] + counts)
-        picked = self._picked(block)
-        source = int(picked[within])
-        earlier = int(self._before[block][source] + np.count_nonzero(picked[:within] == source))
-        epoch, place = divmod(earlier, len(self.sources[self.names[source]]))
+        sources, turns = self._block(block)
+        source = int(sources[within])
+        epoch, place = divmod(int(turns[within]), len(self.sources[self.names[source]]))
         return self.names[source], int(self._order(source, epoch)[place])
 
     def stream(self, start: int = 0) -> Iterator[tuple[str, Any]]:
@@ -90,6 +87,19 @@ class Mixture:
     def report(self, draws: float) -> list[Share]:
         """What so many draws mean for each source."""
         return epochs(self.weights, {name: len(source) for name, source in self.sources.items()}, draws)
+
+    def _block(self, block: int) -> tuple[np.ndarray, np.ndarray]:
+        """For each draw of a block its source, and how often that one was drawn before; the last block is kept."""
+        if self._last is None or self._last[0] != block:
+            while len(self._before) <= block:
+                counts = np.bincount(self._picked(len(self._before) - 1), minlength=len(self.names))
+                self._before.append(self._before[-1] + counts)
+            picked, turns = self._picked(block), np.empty(BLOCK, dtype=np.int64)
+            for source in range(len(self.names)):
+                mine = picked == source
+                turns[mine] = self._before[block][source] + np.arange(np.count_nonzero(mine))
+            self._last = block, picked, turns
+        return self._last[1:]
 
     def _picked(self, block: int) -> np.ndarray:
         """The sources of a block's draws."""

@@ -99,8 +99,11 @@ def reads_like(model: NgramModel, most: float) -> Stage:
     return only(below_perplexity)
 
 
-def reference_classifier(reference: Sequence[str], random: Sequence[str]) -> Callable[[str], float]:
+def reference_classifier(reference: Sequence[str], random: Sequence[str], features: int = 1 << 18) -> Callable[[str], float]:
     """A linear classifier of pages that a reference (Wikipedia) cites against random ones: text -> probability of the former.
+
+    Args:
+        features: places into which words and pairs of words are hashed.
 
     Raises:
         ValueError: a side is empty.
@@ -110,10 +113,10 @@ def reference_classifier(reference: Sequence[str], random: Sequence[str]) -> Cal
 
     if not reference or not random:
         raise ValueError(f"the classifier needs pages of both kinds, got {len(reference)} reference and {len(random)} random ones")
-    features = HashingVectorizer(n_features=1 << 18, ngram_range=(1, 2), alternate_sign=False, norm="l2")
+    hashed = HashingVectorizer(n_features=features, ngram_range=(1, 2), alternate_sign=False, norm="l2")
     model = LogisticRegression(max_iter=1000, C=10.0, class_weight="balanced")
-    model.fit(features.transform([*reference, *random]), [1] * len(reference) + [0] * len(random))
-    return lambda text: float(model.predict_proba(features.transform([text]))[0, 1])
+    model.fit(hashed.transform([*reference, *random]), [1] * len(reference) + [0] * len(random))
+    return lambda text: float(model.predict_proba(hashed.transform([text]))[0, 1])
 
 
 def cited_like(probability: Callable[[str], float], least: float = 0.5) -> Stage:
