@@ -31,6 +31,16 @@ def check_counts(options: object, *names: str) -> None:
         raise ValueError(f"give layers and width, or neither: got layers {given.get('layers')} and width {given.get('width')}")
 
 
+def check_rate(rate: float | None) -> None:
+    """Refuse a learning rate that is given and is no number above 0.
+
+    Raises:
+        ValueError: it is so.
+    """
+    if rate is not None and not (math.isfinite(rate) and rate > 0):
+        raise ValueError(f"rate is a number above 0, or left out, got {rate}")
+
+
 def made(config: EtudeDecoderConfig) -> EtudeDecoder:
     """The untrained decoder, drawn from torch's random state as it is, which is left as it was."""
     with torch.random.fork_rng(devices=[]):

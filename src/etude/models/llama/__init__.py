@@ -35,7 +35,7 @@ from typing import Any, Literal, Self
 from torch import nn
 
 from etude.models._attention import heads_for
-from etude.models._size import by_hidden, check_counts, made, sized
+from etude.models._size import by_hidden, check_counts, check_rate, made, sized
 from etude.models.llama.blocks import Attention, SwiGLU, hidden_width
 from etude.nn.decoder import EtudeDecoder
 from etude.nn.decoder_config import EtudeDecoderConfig
@@ -89,6 +89,7 @@ class Llama:
 
     def __post_init__(self) -> None:
         check_counts(self, "layers", "width", "heads", "kv_heads", "hidden", "context")
+        check_rate(self.rate)
 
     def points(self, budget: Any, subject: Any) -> list[Self]:
         """One operating point: the size is given."""

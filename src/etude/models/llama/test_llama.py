@@ -136,6 +136,7 @@ def test_building_draws_from_the_callers_dice_and_leaves_them():
     [
         ({"layers": 3}, "layers and width, or neither"),
         ({"heads": 0}, "heads must be at least 1, got 0"),
+        ({"rate": 0.0}, "rate is a number above 0"),
         ({"layers": 1, "width": 32, "heads": 5}, "5 heads do not divide the width 32"),
         ({"layers": 1, "width": 32, "heads": 4, "kv_heads": 3}, "3 key heads do not divide 4"),
         ({"layers": 1, "width": 20, "heads": 4}, "must be even, got 5"),

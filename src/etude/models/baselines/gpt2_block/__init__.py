@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import initialization as init
 
 from etude.models._attention import attend, heads_for
-from etude.models._size import by_hidden, check_counts, made, sized
+from etude.models._size import by_hidden, check_counts, check_rate, made, sized
 from etude.nn.decoder import Context, EtudeDecoder
 from etude.nn.decoder_config import EtudeDecoderConfig
 
@@ -106,6 +106,7 @@ class Gpt2Block:
 
     def __post_init__(self) -> None:
         check_counts(self, "layers", "width", "heads", "context")
+        check_rate(self.rate)
 
     def points(self, budget: Any, subject: Any) -> list[Self]:
         """One operating point: the size is given."""
