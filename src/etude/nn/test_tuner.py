@@ -15,10 +15,11 @@ from transformers import AutoModelForCausalLM
 
 from etude.adapt.tied_lora import TiedLora
 from etude.data.contract import Data, Split
+from etude.nn.adapted import AdaptedLayer
 from etude.nn.packing import Grid, codes_of, install, round_to_nearest
 from etude.nn.surgery import linear_layers, weight_of
 from etude.nn.tiny import tiny_gpt2, tiny_llama
-from etude.nn.tuner import AdaptedLayer, EtudeConfig, register
+from etude.nn.tuner import EtudeConfig, register
 
 IDS = (torch.arange(40).reshape(2, 20) * 7) % 256
 TINY = {"llama": tiny_llama, "gpt2": tiny_gpt2}
@@ -140,6 +141,25 @@ def test_two_adapters_switch_exactly_and_are_trained_saved_and_deleted_apart(tmp
         assert saved.keys() == alone.keys() and all(torch.equal(saved[key], alone[key]) for key in alone)
     both.delete_adapter("one")
     assert torch.equal(logits(both), logits(second)) and not any(".one." in name for name in both.state_dict())
+
+
+def test_rows_of_one_batch_may_have_an_adapter_each(tmp_path):
+    first, second = trained(seed=1), trained(seed=2, target="mlp")
+    for name, model in (("one", first), ("two", second)):
+        model.save_pretrained(tmp_path / name)
+    both = PeftModel.from_pretrained(tiny_llama(), tmp_path / "one", adapter_name="one").eval()
+    both.load_adapter(tmp_path / "two", "two")
+    ids = IDS[[0, 1, 0, 1]]
+    with torch.no_grad():
+        mixed = both(input_ids=ids, adapter_names=["one", "two", "__base__", "one"]).logits
+    for row, model in enumerate((first, second, tiny_llama(), first)):
+        torch.testing.assert_close(mixed[row], logits(model)[row % 2], atol=1e-5, rtol=1e-4)
+    assert torch.equal(logits(both), logits(first))
+    for names, said in ((["one", "three"], "no adapter 'three'; there are one, two"), (["one"], "adapters of 1 rows, but a layer gets 2")):
+        with pytest.raises(ValueError, match=said):
+            both(input_ids=IDS, adapter_names=names)
+    with pytest.raises(ValueError, match="evaluation mode"):
+        both.train()(input_ids=IDS, adapter_names=["one", "two"])
 
 
 def test_a_second_adapter_gets_its_own_pair_and_leaves_the_first_as_it_is():

@@ -13,24 +13,23 @@ Names are resolved to methods of the catalogue and to nothing else. Without `imp
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Protocol, cast
 
-import torch
-from jaxtyping import Float
 from peft import PeftConfig, PeftModel, TaskType, get_peft_model
-from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_adapters_to_merge
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from peft.utils import peft_types
 from peft.utils.peft_types import PeftType
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from etude import catalogue
-from etude.nn.same_base import DENSE, check, sketch
-from etude.nn.surgery import is_linear, linear_layers, set_weight, weight_of
+from etude.nn.adapted import AdaptedLayer, Part, device_of, move, refuse_quantised
+from etude.nn.same_base import check, sketch
+from etude.nn.surgery import is_linear, linear_layers
 
 NAME = "ETUDE"
 HEADS = {
@@ -38,18 +37,6 @@ HEADS = {
     "ForTokenClassification": TaskType.TOKEN_CLS,
     "ForQuestionAnswering": TaskType.QUESTION_ANS,
 }
-
-
-class Part(nn.Module):
-    """What one adapter adds to one layer."""
-
-    def forward(self, x: Float[Tensor, "*B in"], y: Float[Tensor, "*B out"]) -> Float[Tensor, "*B out"]:
-        """The layer's output with this adapter, from its input and its output so far."""
-        raise NotImplementedError
-
-    def delta(self) -> Float[Tensor, "out in"]:
-        """What merging adds to the weight; a ValueError where the adapter is no change of the weight."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -169,64 +156,6 @@ def method_of(config: EtudeConfig) -> Method:
     return cast(Method, catalogue.make(entry, config.options))
 
 
-class AdaptedLayer(nn.Module, BaseTunerLayer):
-    """A linear layer with the parts of its adapters by name."""
-
-    adapter_layer_names = ("etude_parts",)
-    other_param_names = ()
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__()
-        self.base_layer, self.etude_parts = base_layer, nn.ModuleDict()
-        self.merged_adapters: list[str] = []
-        self._before: tuple[Tensor, Any] | None = None  # weight and codes as they were, while adapters are merged: unmerging is exact
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if self.disable_adapters and self.merged:
-            self.unmerge()
-        y: Tensor = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters or self.merged:
-            return y
-        for name in self.active_adapters:
-            if name in self.etude_parts:
-                y = self.etude_parts[name](x, y)
-        return y
-
-    @torch.no_grad()
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add the adapters' changes to the weight; what it was is kept for `unmerge`."""
-        for name in check_adapters_to_merge(self, adapter_names):
-            if name not in self.etude_parts:
-                continue
-            base = self.get_base_layer()
-            refuse_quantised(base)
-            weight = weight_of(base)
-            delta = cast(Part, self.etude_parts[name]).delta()
-            merged = (weight.to(torch.promote_types(weight.dtype, delta.dtype)) + delta.to(weight.device)).to(weight.dtype)
-            if safe_merge and not torch.isfinite(merged).all():
-                raise ValueError(f"merging adapter {name!r} gives weights that are no numbers: the adapter is broken")
-            if self._before is None:
-                self._before = (weight.detach().clone(), getattr(base, "codes", None))
-            set_weight(base, merged)
-            self.merged_adapters.append(name)
-
-    def unmerge(self) -> None:
-        """The weight as it was before the first merge, to the last bit."""
-        if self._before is None:
-            warnings.warn("nothing is merged", stacklevel=2)
-            return
-        base, (weight, codes) = self.get_base_layer(), self._before
-        set_weight(base, weight.to(weight_of(base).device))
-        if codes is not None:
-            base.codes = codes
-        self._before, self.merged_adapters = None, []
-
-    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
-        """Only to the device: trained parts stay float32 on a base of half precision, where a scale near 1 would not move."""
-        if adapter_name in self.etude_parts:
-            _move(self.etude_parts[adapter_name], device or device_of(self.get_base_layer()))
-
-
 class EtudeTuner(BaseTuner):
     """Wraps the target layers and holds, adapter by adapter, what they share."""
 
@@ -259,7 +188,7 @@ class EtudeTuner(BaseTuner):
             raise
         finally:
             del self._parts
-        _move(made.shared, device_of(next(iter(layers.values()))))
+        move(made.shared, device_of(next(iter(layers.values()))))
         for parameter, required in before:  # a further adapter leaves those that are there as they are
             parameter.requires_grad_(required)
 
@@ -293,7 +222,24 @@ class EtudeTuner(BaseTuner):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str) -> None:
         layer = next(module for module in self.model.modules() if isinstance(module, AdaptedLayer))
-        _move(self.etude_shared[adapter_name], device_of(layer.get_base_layer()))
+        move(self.etude_shared[adapter_name], device_of(layer.get_base_layer()))
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Iterator[None]:
+        """A batch whose rows have an adapter each ("__base__" for none): PEFT calls this around `forward` and `generate`."""
+        layers = [module for module in self.model.modules() if isinstance(module, AdaptedLayer)]
+        rows = tuple(adapter_names or ())
+        if unknown := [name for name in rows if name not in (*self.peft_config, "__base__")]:
+            raise ValueError(f"there is no adapter {unknown[0]!r}; there are {', '.join(self.peft_config)}, and __base__")
+        if rows and (self.training or any(layer.merged for layer in layers)):
+            raise ValueError("adapter_names is for a model in evaluation mode whose adapters are not merged")
+        for layer in layers:
+            layer.rows = rows
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.rows = ()
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         """Make these adapters the active ones; only they are trained."""
@@ -348,21 +294,3 @@ def candidates(model: nn.Module) -> str:
     """For an error: which linear layers there are, by the ends of their names."""
     ends = sorted({re.sub(r"^.*\.\d+\.", "", name) for name in linear_layers(model)} - {""}) if any(map(is_linear, model.modules())) else []
     return f"linear layers of this model: {', '.join(ends) or 'none'}"
-
-
-def device_of(layer: nn.Module) -> torch.device:
-    """Where a layer's weights lie."""
-    return next((tensor.device for tensor in (*layer.parameters(), *layer.buffers())), torch.device("cpu"))
-
-
-def _move(module: nn.Module, device: torch.device) -> None:
-    """To the device, but for tensors that are still without data."""
-    module._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
-
-
-def refuse_quantised(layer: nn.Module) -> None:
-    """Raise a ValueError where a change cannot be added to the weight."""
-    weight = getattr(layer, "weight", None)
-    if not is_linear(layer) or not isinstance(weight, Tensor) or weight.dtype not in DENSE:
-        what = f"{type(layer).__name__} of {str(weight.dtype).removeprefix('torch.')}" if isinstance(weight, Tensor) else type(layer).__name__
-        raise ValueError(f"the base is quantised ({what}): load it dequantised (dtype float32 or bfloat16) to merge the adapter into it")

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from etude.compress.laser.matrices import type_of
+from etude.nn.adapted import Part
 from etude.nn.surgery import features
-from etude.nn.tuner import Part
 
 KINDS = ("A", "B", "u", "v")
 

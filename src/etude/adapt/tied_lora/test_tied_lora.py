@@ -16,13 +16,17 @@ from torch import distributed
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification, LlamaConfig
 
 from etude import catalogue
+from etude.adapt._rows import Example
 from etude.adapt.tied_lora import TiedLora, benchmark, groups, target_layers
+from etude.adapt.tied_lora.arms import fitted, grouped
+from etude.adapt.tied_lora.experiment import EXPERIMENTS
 from etude.adapt.tied_lora.pair import Store, bundles, count, draw
 from etude.data.contract import Budget, Data, Split
 from etude.fit.loop import by_shape
+from etude.nn.adapted import AdaptedLayer
 from etude.nn.surgery import weight_of
 from etude.nn.tiny import tiny_gpt2, tiny_llama
-from etude.nn.tuner import AdaptedLayer, EtudeConfig
+from etude.nn.tuner import EtudeConfig
 
 IDS = (torch.arange(40).reshape(2, 20) * 7) % 256
 NOTHING = Data(Split(), Split())
@@ -354,6 +358,33 @@ def test_a_target_that_matches_nothing_lists_the_candidates():
         block.mlp.gate_proj = block.mlp.up_proj = block.mlp.down_proj = torch.nn.Identity()
     with pytest.raises(ValueError, match=r"no linear layer matches the target 'mlp'; this model has self_attn.k_proj \(k\)"):
         TiedLora(target="mlp").attach(bare, NOTHING)
+
+
+def test_every_row_of_the_sheet_is_a_claim():
+    assert {claim.row for experiment in EXPERIMENTS for claim in experiment.claims} == set("12345")
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 9), st.integers(1, 3), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_an_epoch_takes_every_row_once_in_batches_of_like_length(lengths, size, epochs, seed):
+    batches = grouped(lengths, size, epochs, seed)
+    assert batches == grouped(lengths, size, epochs, seed) and max(map(len, batches)) <= size
+    per = len(batches) // epochs
+    for epoch in range(epochs):
+        assert sorted(place for batch in batches[epoch * per : (epoch + 1) * per] for place in batch) == list(range(len(lengths)))
+
+
+def test_the_head_has_one_rate_in_all_arms_and_the_adapter_its_own():
+    model, seen = adapted(tiny_bert, stirred=False), {}
+    read = [Example(tuple(range(1, 9)), label=place % 3) for place in range(8)]
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    fitted(model, read, [list(range(8))], rate=1e-4, head_rate=1e-2, seed=0)  # one step of AdamW moves each number by about its rate
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            moved = float((parameter - before[name]).abs().max())
+            seen.setdefault("classifier" in name, []).append(moved)
+    assert all(5e-3 < moved < 1.1e-2 for moved in seen[True])
+    assert max(seen[False]) < 1.1e-4 and any(moved > 5e-5 for moved in seen[False])
 
 
 def test_the_benchmark_prints_both_ratios(capsys):
