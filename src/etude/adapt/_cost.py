@@ -20,9 +20,9 @@ from etude.fit.loop import Recipe, fit
 from etude.measure.contract import Metrics
 from etude.nn.surgery import evaluating
 
-WARM = 3  # forward passes, or training steps, before those that count
+WARM = 2  # forward passes, or training steps, before those that count
 COUNTED = 5  # training steps
-SECONDS = 1.5  # of forward passes
+SECONDS = 1.0  # of forward passes
 
 
 def latency(model: Any, row: Example) -> float:

@@ -25,7 +25,7 @@ from etude.nn.surgery import evaluating
 
 STEPS, SIZE, TRIALS = 48, 8, 4  # optimizer steps, rows a batch, rates tried
 HEAD = 20.0  # the label head's rate as a multiple of the others'
-EVERY = 16  # steps between checkpoints
+EVERY = 24  # steps between checkpoints
 JUDGED = 128  # validation rows that judge a rate at most
 START = 1e-3  # where the search for a rate begins, for a contender that names no `start`
 
@@ -84,25 +84,23 @@ def tune(model: Any, data: Data, start: float, *, trials: int = TRIALS, steps: i
     before = {name: parameter.detach().clone() for name, parameter in trained(model)}
 
     def score(rate: float) -> float:
-        folder = data.journal.checkpoints and data.journal.checkpoints / f"{rate:.3g}"
         try:
-            return data.journal.once({"rate": rounded(rate)}, lambda: trial(rate, folder))
+            return data.journal.once({"rate": rounded(rate)}, lambda: trial(rounded(rate)))
         except Diverged:
             return math.inf
 
-    def trial(rate: float, folder: Path | None) -> float:
+    def trial(rate: float) -> float:
         restore(model, before)
         try:
-            train(model, data, rounded(rate), steps=steps, size=size, checkpoints=folder)
+            train(model, data, rate, steps=steps, size=size, checkpoints=place_of(data, rate))
         except ValueError as error:
             if str(error).startswith("the loss is"):
                 raise Diverged(str(error)) from error
             raise
         value = mean_loss(model, judged)
         if not math.isfinite(value):
-            raise Diverged(f"the loss on the validation rows is {value} at rate {rate:.3g}")
-        if folder:
-            shutil.rmtree(folder, ignore_errors=True)
+            raise Diverged(f"the loss on the validation rows is {value} at rate {rate:g}")
+        forget_worse(data, rate, value)
         return value
 
     found = climb(start, score, trials)
@@ -110,6 +108,20 @@ def tune(model: Any, data: Data, start: float, *, trials: int = TRIALS, steps: i
     data.journal.settle(rate=rounded(found.rate))
     data.journal.chosen = found.words()
     return rounded(found.rate)
+
+
+def place_of(data: Data, rate: float) -> Path | None:
+    """Where a training at this rate keeps its checkpoints: the one that a search found best is not repeated."""
+    return data.journal.checkpoints and data.journal.checkpoints / f"rate {rate:g}"
+
+
+def forget_worse(data: Data, rate: float, value: float) -> None:
+    """Remove the checkpoints of all trials but the best, this one included."""
+    best = all(value < trial["score"] for trial in data.journal.trials)
+    if data.journal.checkpoints:
+        for folder in data.journal.checkpoints.glob("rate *"):
+            if (folder == place_of(data, rate)) != best:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 class Diverged(ValueError):

@@ -85,7 +85,7 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
 
     def build(self, contender: Any, subject: PreTrainedModel, data: Data, folder: Path) -> None:
         """Attach, tune the rate where the contender leaves it open, train, save."""
-        from etude.adapt._train import START, train, trained, tune
+        from etude.adapt._train import START, place_of, train, trained, tune
 
         model = self.call(contender, subject, data)
         if trained(model):
@@ -94,8 +94,7 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
             rate = contender.rate
             if rate is None:
                 rate = tune(model, data, getattr(contender, "start", START), trials=self.trials)
-            checkpoints = data.journal.checkpoints
-            train(model, data, rate, checkpoints=checkpoints and checkpoints / "final")
+            train(model, data, rate, checkpoints=place_of(data, rate))
         self.save(model, data, folder)
 
     def save(self, made: Any, data: Data, folder: Path) -> None:
@@ -253,7 +252,7 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
 
         row = 2 * float(facts["active"]) * float(facts["tokens a row"]) / (EFFICIENCY * float(facts["flops"]))  # seconds of a forward pass
         one = 3 * row * STEPS * SIZE + row * JUDGED + 2
-        trainings = (self.trials + self.seeds + 1) / (1 + self.seeds)  # a build, on average over the seeds
+        trainings = (self.trials + self.seeds) / (1 + self.seeds)  # a build, on average over the seeds
         seconds = {"build": trainings * one + 4, "measure": row * ROWS + 6, "time": 3 * row * SIZE * 9 + 8, "search": 0.0}
         size = float(facts["parameters"])
         return Estimate(seconds[step], (20 * size if step == "build" else 4 * size) + 1.2e9, 14 * size if step == "build" else 0.0)
