@@ -226,16 +226,16 @@ class PreferencePairs(Contest["PreTrainedModel", "Aligner"]):
         from etude.align._pairs import TUNING
 
         size, pairs, tokens = float(facts["parameters"]), int(facts.get("pairs", JUDGED)), float(facts.get("tokens a pair", 100.0))
-        token = 2 * size / (EFFICIENCY * float(facts["flops"]))  # seconds of a forward pass, one thread
-        epochs, trial = 2, min(TUNING, max(1, pairs // 2))
-        judged = JUDGED * tokens + PROMPTS * (2 * tokens / 2 + 4 * SPOKEN)  # a sampled token costs about four that are read
+        token, epochs = 2 * size / (EFFICIENCY * float(facts["flops"])), 2  # seconds that one thread reads a token
+        trial, prompt = min(TUNING, max(1, pairs // 2)), tokens / 3
+        judged = JUDGED * tokens + PROMPTS * (SAMPLING * SPOKEN + 2 * (prompt + SPOKEN))
         seconds = {
-            "build": LOADING + 3 * token * epochs * pairs * tokens,
+            "build": LOADING + TRAINING * token * epochs * pairs * tokens,
             "measure": LOADING + token * judged,
-            "time": 3 * (LOADING + 3 * token * epochs * TIMED * tokens),
-            "search": self.trials * token * tokens * (3 * epochs * trial + min(TUNING, pairs)),
+            "time": 3 * (LOADING / 2 + TRAINING * token * epochs * TIMED * tokens),
+            "search": self.trials * token * tokens * (TRAINING * epochs * trial + min(TUNING, pairs)),
         }
-        return Estimate(seconds[step], 6 * size + 1.5e9, 0.02 * size * 4)
+        return Estimate(seconds[step], 6 * size + 1.5e9, 0.08 * size)
 
     def check(self, parts: Split, run: Run) -> list[str]:
         from etude.nn.loading import context_length
@@ -246,7 +246,8 @@ class PreferencePairs(Contest["PreTrainedModel", "Aligner"]):
 
 
 LOADING = 6.0  # seconds: the model, TRL
-EFFICIENCY = 0.35  # of a square product's speed that small batches of a small model reach
+EFFICIENCY = 0.6  # of a square product's speed that small batches reach
+TRAINING, SAMPLING = 5.0, 4.0  # what a token costs that is trained on or sampled, times one that is read
 
 
 def within(part: Preferences, run: Run, most: int, model: Path | None = None) -> Encoded:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from etude.data.contract import Data
 
-WINNER, LOSER, TWINS, CHEATS = "reads_prompt", "reads_half", ("twin", "other_twin"), ("ignores_prompt", "shouts")
+WINNER, LOSER, TWINS, CHEAT = "reads_prompt", "reads_half", ("twin", "other_twin"), "shouts"
 LETTERS = string.ascii_lowercase[:16]
 
 
 def plant(folder: Path, rows: int = 480) -> dict[str, str]:
-    """Write a model whose blocks write nothing, so that each letter alone says what follows it, and preferences for the capital of the prompt's letter.
+    """Write a model whose blocks write nothing, so that each letter alone says what follows it, and rows that prefer its capital.
 
     The rejected answer is another letter's capital: which capital it is tells nothing without the prompt.
     """
