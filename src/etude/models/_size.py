@@ -49,9 +49,12 @@ def made(config: EtudeDecoderConfig) -> EtudeDecoder:
 
 def count(config: EtudeDecoderConfig) -> int:
     """Parameters of the decoder, tied ones once; no memory is taken."""
+    return sum(parameter.numel() for parameter in _weightless(config).parameters())
+
+
+def _weightless(config: EtudeDecoderConfig) -> EtudeDecoder:
     with torch.device("meta"):
-        model = EtudeDecoder(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+        return EtudeDecoder(config)
 
 
 def aspect(parameters: int) -> float:
@@ -121,8 +124,8 @@ def _shapes(make: Make, parameters: int, step: int, reach: float) -> Iterator[tu
     """(layers, width) whose size is about right: every block counts alike."""
     width = step
     while True:
-        one = count(make(1, width))
-        block = count(make(2, width)) - one
+        model = _weightless(make(1, width))
+        one, block = (sum(parameter.numel() for parameter in part.parameters()) for part in (model, model.model.layers[0]))
         if one > parameters * (1 + reach):
             return
         layers = 1 + (parameters - one) / block

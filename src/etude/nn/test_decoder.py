@@ -53,8 +53,8 @@ def test_a_configuration_that_cannot_be_built_is_refused(options, says):
 def test_only_names_of_the_catalogue_fill_a_slot():
     with pytest.raises(ValueError, match="no method or paper is called 'os'"):
         EtudeDecoder(EtudeDecoderConfig(mixer={"method": "os"}))
-    with pytest.raises(ValueError, match="laser fills no mixer"):
-        EtudeDecoder(EtudeDecoderConfig(mixer={"method": "laser"}))
+    with pytest.raises(ValueError, match="untouched fills no mixer"):
+        EtudeDecoder(EtudeDecoderConfig(mixer={"method": "untouched"}))
 
 
 def test_layers_may_differ_and_a_slot_may_be_left_out():

@@ -21,7 +21,7 @@ IDS = torch.arange(40).reshape(2, 20) * 7 % 400
 TOKENIZER = train_tokenizer([*tiny_sentences(200), "0123456789 " * 20], 400)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.text())
 @example("  two spaces, a \t tab\n\nand ▁ the sign of SentencePiece")
 @example("<0x41> 日本語 \U0001f389 \x00 ")

@@ -110,8 +110,8 @@ def test_swiglu_by_hand():
     assert close(part(x), (gate * torch.sigmoid(gate) * up) @ part.down_proj.weight.T) and part.gate_proj.bias is None
 
 
-@settings(max_examples=4, deadline=None)
-@given(st.integers(30_000, 400_000), st.sampled_from([64, 256]))
+@settings(max_examples=3, deadline=None)
+@given(st.integers(30_000, 300_000), st.sampled_from([64, 256]))
 def test_a_size_that_is_asked_for_is_met_within_two_percent(parameters, vocabulary):
     config = Llama(context=64).config(vocabulary, parameters)
     assert abs(count(config) / parameters - 1) <= TOLERANCE and config.hidden_size % config.mixer["heads"] == 0
@@ -123,11 +123,12 @@ def test_seven_billion_gives_the_papers_heads_and_hidden_width():
 
 
 def test_building_draws_from_the_callers_dice_and_leaves_them():
+    small = Llama(layers=1, width=16, context=16)
     torch.manual_seed(3)
-    first, state = Llama().build(64, 30_000), torch.get_rng_state()
+    first, state = small.build(64, 5200), torch.get_rng_state()
     torch.manual_seed(3)
     assert torch.equal(torch.get_rng_state(), state)
-    again, other = Llama().build(64, 30_000), (torch.manual_seed(4), Llama().build(64, 30_000))[1]
+    again, other = small.build(64, 5200), (torch.manual_seed(4), small.build(64, 5200))[1]
     assert torch.equal(first.lm_head.weight, again.lm_head.weight) and not torch.equal(first.lm_head.weight, other.lm_head.weight)
 
 
