@@ -56,31 +56,30 @@ def split(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return ids[:first], ids[first:second], ids[second:]
 
 
-Draw = Callable[[torch.Generator, int, int], Tensor]  # (dice, batch, length) -> ids (batch, length)
+def draw(ids: Tensor, batch: int, length: int, seed: int, step: int) -> Tensor:
+    """Windows (batch, length) from random places of a text: a step's follow from the seed and its number."""
+    dice = torch.Generator().manual_seed(1_000_003 * seed + step)
+    starts = torch.randint(len(ids) - length + 1, (batch,), generator=dice)
+    return torch.stack([ids[start : start + length] for start in starts])
 
 
-def anywhere(ids: Tensor) -> Draw:
-    """Windows from random places of a text."""
-
-    def draw(dice: torch.Generator, batch: int, length: int) -> Tensor:
-        starts = torch.randint(len(ids) - length + 1, (batch,), generator=dice)
-        return torch.stack([ids[start : start + length] for start in starts])
-
-    return draw
+def fresh(config: EtudeDecoderConfig, seed: int, device: str) -> EtudeDecoder:
+    """An untrained model, drawn by the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return made(config).to(device)
 
 
 def train(
-    config: EtudeDecoderConfig, draw: Draw, training: Training, rate: float, seed: int, device: str, marks: Mapping[int, Callable[[Any], None]] = {}
+    config: EtudeDecoderConfig, ids: Tensor, training: Training, rate: float, seed: int, device: str, marks: Mapping[int, Callable[[Any], None]] = {}
 ) -> EtudeDecoder:
     """A new model by the paper's recipe; `marks` are called with the model before these steps."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = made(config).to(device)
+    model = fresh(config, seed, device)
 
     def loss_of(step: int) -> Tensor:
         if step in marks:
             marks[step](model)
-        ids_BT = draw(torch.Generator().manual_seed(1_000_003 * seed + step), training.batch, training.length).to(device)
+        ids_BT = draw(ids, training.batch, training.length, seed, step).to(device)
         return model(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss
 
     fit(model, loss_of, recipe(training.steps, rate, every=training.steps), seed)
@@ -128,7 +127,7 @@ def choose(configs: Mapping[str, EtudeDecoderConfig], texts: Tensor, trainings: 
         training = trainings[name]
 
         def score(rate: float, config: EtudeDecoderConfig = config, training: Training = training) -> float:
-            return sum(nats(train(config, anywhere(known), training, rate, TUNING_SEED, device), choosing, training).top) / training.judged
+            return sum(nats(train(config, known, training, rate, TUNING_SEED, device), choosing, training).top) / training.judged
 
         found = tuned(score, start)
         out[name] = {"rate": found.rate, "edge": float(found.edge), "tried": [list(pair) for pair in found.tried]}
@@ -214,7 +213,7 @@ def trained(
         curve.append(sum(found.top) / len(found.top))
 
     places = {min(training.steps - 1, round(share * training.steps)): look for share in marks}
-    model = train(configs[name], anywhere(known), training, chosen["rate"], run.seed, run.device, places)
+    model = train(configs[name], known, training, chosen["rate"], run.seed, run.device, places)
     found = nats(model, held_out, training)
     size = sum(parameter.numel() for parameter in model.parameters())
     metrics = Metrics(nats=found, parameters=float(size), tokens=float(training.steps * training.batch * training.length), **told(chosen))

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from etude.measure.contract import Metrics
-from etude.models.llama.arms import TUNING_SEED, Draw, Training, as_ids, nats, read_chosen, split, told, train, tuned
+from etude.models.llama.arms import TUNING_SEED, Training, as_ids, fresh, nats, read_chosen, split, told, tuned
 from etude.models.llama.corpus.mixture import Mixture
+from etude.models.llama.recipe import pretrain, recipe
 from etude.models.llama.sources import NAMES
+from etude.nn.decoder import EtudeDecoder
 from etude.nn.decoder_config import EtudeDecoderConfig
 
 if TYPE_CHECKING:
@@ -25,16 +26,14 @@ def by_size(texts: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: root / sum(roots.values()) for name, root in roots.items()}
 
 
-def drawn(texts: Mapping[str, Tensor], weights: Mapping[str, float], length: int, seed: int) -> tuple[Draw, Mixture]:
-    """Batches from a mixture of windows; the batches of a run follow one another in its stream."""
-    windows = {name: ids[: len(ids) // length * length].view(-1, length).numpy() for name, ids in texts.items()}
-    mixture, taken = Mixture(windows, weights, seed), iter(range(1 << 62))
-
-    def draw(dice: torch.Generator, batch: int, length: int) -> Tensor:
-        places = (mixture.at(next(taken)) for _ in range(batch))
-        return torch.from_numpy(np.stack([windows[name][place] for name, place in places]))
-
-    return draw, mixture
+def trained_on(
+    texts: Mapping[str, Tensor], weights: Mapping[str, float], config: EtudeDecoderConfig, training: Training, rate: float, seed: int, device: str
+) -> tuple[EtudeDecoder, Mixture]:
+    """A new model trained on windows of the texts, drawn by weight, and the mixture that drew them."""
+    windows = {name: ids[: len(ids) // training.length * training.length].view(-1, training.length).numpy() for name, ids in texts.items()}
+    mixture, model = Mixture(windows, weights, seed), fresh(config, seed, device)
+    pretrain(model, mixture, recipe(training.steps, rate, every=training.steps), training.batch, seed)
+    return model, mixture
 
 
 def shares(texts: Mapping[str, str], config: EtudeDecoderConfig, training: Training, start: float, device: str) -> dict[str, Any]:
@@ -42,8 +41,8 @@ def shares(texts: Mapping[str, str], config: EtudeDecoderConfig, training: Train
     parts = {name: split(as_ids(text.encode())) for name, text in texts.items()}
 
     def score(rate: float) -> float:
-        draw, _ = drawn({name: part[0] for name, part in parts.items()}, dict.fromkeys(parts, 1 / len(parts)), training.length, TUNING_SEED)
-        model = train(config, draw, training, rate, TUNING_SEED, device)
+        known, even = {name: part[0] for name, part in parts.items()}, dict.fromkeys(parts, 1 / len(parts))
+        model, _ = trained_on(known, even, config, training, rate, TUNING_SEED, device)
         found = [nats(model, part[1], training) for part in parts.values()]
         return sum(sum(each.top) / len(each.top) for each in found) / len(found)
 
@@ -65,9 +64,8 @@ def single(name: str, config: EtudeDecoderConfig, run: Run, scale: Any) -> Metri
 
 
 def _measured(weights: Mapping[str, float], known: Mapping[str, Tensor], config: EtudeDecoderConfig, run: Run, training: Training) -> Metrics:
-    draw, mixture = drawn(known, weights, training.length, run.seed)
     chosen = read_chosen(run)
-    model = train(config, draw, training, chosen["rate"], run.seed, run.device)
+    model, mixture = trained_on(known, weights, config, training, chosen["rate"], run.seed, run.device)
     found = {name: nats(model, ids, training) for name, ids in _parts(run, 2).items()}
     metrics = Metrics({f"on_{name}": items for name, items in found.items()})
     metrics["nats"] = sum(getattr(metrics, f"on_{name}") for name in found) / len(found)

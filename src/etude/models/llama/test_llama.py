@@ -18,9 +18,10 @@ from etude.models.llama import Llama
 from etude.models.llama.arms import checkpoint, greedy, tuned
 from etude.models.llama.blocks import Attention, SwiGLU, hidden_width
 from etude.models.llama.convert import config_to_llama, filled, from_hugging_face, from_ours, renamed, to_hugging_face, to_ours
+from etude.models.llama.corpus.mixture import Mixture
 from etude.models.llama.experiment import EXPERIMENTS, Components
 from etude.models.llama.memory import causal_attention, keep_linear_outputs
-from etude.models.llama.recipe import SIZES, recipe
+from etude.models.llama.recipe import SIZES, pretrain, recipe
 from etude.models.llama.rope import angles, frequencies, halves_to_pairs, pairs_to_halves, rotate
 from etude.nn.decoder import Context, EtudeDecoder
 from etude.nn.decoder_config import EtudeDecoderConfig
@@ -152,6 +153,23 @@ def test_shapes_that_cannot_be_are_refused(options, says):
 def test_a_size_smaller_than_its_vocabulary_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="no depth and width give 1,000 parameters within 2%: the nearest is"):
         Llama().build(5000, 1000)
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(tmp_path):
+    def begun() -> tuple[EtudeDecoder, Mixture]:
+        torch.manual_seed(0)
+        windows = {name: (draw(9, 12, seed=seed) * 30).long() % 64 for seed, name in enumerate(("a", "b"))}
+        return made(Llama(layers=1, width=16, context=12).shape(64)), Mixture({n: w.numpy() for n, w in windows.items()}, {"a": 0.7, "b": 0.3})
+
+    plan, (model, mixture) = recipe(7, 1e-2, every=2), begun()
+    losses = pretrain(model, mixture, plan, 4)
+    cut, broken = begun()
+    broken.at = lambda number: mixture.at(number) if number < 20 else (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(cut, broken, plan, 4, checkpoints=tmp_path)
+    again, whole = begun()
+    assert pretrain(again, whole, plan, 4, checkpoints=tmp_path) == losses
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), model.parameters(), strict=True))
 
 
 # ---- attention and memory ----

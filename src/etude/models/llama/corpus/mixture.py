@@ -53,7 +53,7 @@ class Mixture:
         ValueError: names differ, a weight is negative, they do not sum to 1, or a source is empty.
     """
 
-    def __init__(self, sources: Mapping[str, Sequence[Any]], weights: Mapping[str, float], seed: int = 0) -> None:
+    def __init__(self, sources: Mapping[str, Any], weights: Mapping[str, float], seed: int = 0) -> None:
         check_weights(weights, {name: len(source) for name, source in sources.items()})
         self.sources, self.weights, self.seed = dict(sources), {name: float(weights[name]) for name in sources}, seed
         self.names = list(self.sources)
