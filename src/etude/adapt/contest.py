@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from etude.adapt import Adapter  # noqa: F401 -- what the contenders are
 
 SHARES = (0.7, 0.1, 0.1, 0.1)  # train, validation, choice, test
-ROWS = 400  # held-out rows that are judged at most
+ROWS = {"encoder": 400, "decoder": 200}  # held-out rows that are judged at most
 EFFICIENCY = 0.25  # of a processor's peak, that small models reach in training
 
 
@@ -133,12 +133,12 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
     def measure(self, folder: Path, held_out: Split, run: Run) -> Metrics:
         from etude.adapt import _folders
         from etude.adapt._judge import forgotten, judge
-        from etude.adapt._rows import spread
+        from etude.adapt._rows import is_classifier, spread
         from etude.nn.loading import load_tokenizer
 
         model, tokenizer = self.load(folder, run), load_tokenizer(folder)
         rows: Rows = held_out[Rows]
-        picks, about = spread(len(rows), ROWS), _folders.about_of(folder)
+        picks, about = spread(len(rows), ROWS["encoder" if is_classifier(model) else "decoder"]), _folders.about_of(folder)
         metrics = judge(model, tokenizer, rows.take(picks), picks)
         metrics["bytes"], metrics["parameters"] = float(_folders.weights_bytes(folder)), float(about["trained"])
         if about["base"]:
@@ -253,7 +253,8 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
         row = 2 * float(facts["active"]) * float(facts["tokens a row"]) / (EFFICIENCY * float(facts["flops"]))  # seconds of a forward pass
         one = 3 * row * STEPS * SIZE + row * JUDGED + 2
         trainings = (self.trials + self.seeds) / (1 + self.seeds)  # a build, on average over the seeds
-        seconds = {"build": trainings * one + 4, "measure": row * ROWS + 6, "time": 3 * row * SIZE * 9 + 8, "search": 0.0}
+        judged = ROWS[facts["kind"]] * (1.5 if facts["kind"] == "decoder" else 1.0)  # a prompt of examples is read with every row
+        seconds = {"build": trainings * one + 4, "measure": row * judged + 6, "time": 3 * row * SIZE * 9 + 8, "search": 0.0}
         size = float(facts["parameters"])
         return Estimate(seconds[step], (20 * size if step == "build" else 4 * size) + 1.2e9, 14 * size if step == "build" else 0.0)
 
@@ -264,13 +265,13 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
         from etude.nn.loading import load_tokenizer
 
         rows, train, folder = parts[Rows], Split.load(run.path("train"))[Rows], run.path("model")
-        how, notes = reading(folder, train), list[str]()
+        how, notes, most = reading(folder, train), list[str](), ROWS[kind_of(folder)]
         notes.append(f"each contender trains {STEPS} steps of {SIZE} rows: {STEPS * SIZE} of the {len(train)} training rows, drawn by the seed")
-        if len(rows) > ROWS:
-            notes.append(f"{ROWS} of the {len(rows)} rows are judged")
+        if len(rows) > most:
+            notes.append(f"{most} of the {len(rows)} rows are judged")
         if has_labels(rows):
             notes += unseen(train, rows) + many(train, STEPS * SIZE)
-        cut = sum(row.cut > 0 for row in examples(rows.take(spread(len(rows), ROWS)), how, load_tokenizer(folder)))
+        cut = sum(row.cut > 0 for row in examples(rows.take(spread(len(rows), most)), how, load_tokenizer(folder)))
         if cut:
             side = "the beginning of the prompt is cut off, the answer stays" if kind_of(folder) == "decoder" else "the end of the text is cut off"
             notes.append(f"{cut} rows are longer than {how.limit} tokens: {side}")
@@ -301,9 +302,11 @@ def loads_in(folder: Path, about: Mapping[str, Any]) -> str:
         from peft import PeftConfig
 
         ours = PeftConfig.from_pretrained(str(folder)).peft_type == "ETUDE"
-        return "peft" + (" after `import etude`" if ours else "") + "; with its base model by etude.adapt._folders.load(folder)"
+        return (
+            f"PeftModel.from_pretrained(base, FOLDER){' after `import etude`' if ours else ''}, or with its base by etude.adapt._folders.load(FOLDER)"
+        )
     if about["shots"]:
-        return "etude.adapt._folders.load(folder): the base model, and the examples that go before each prompt"
+        return "etude.adapt._folders.load(FOLDER): the base model, and the examples that go before each prompt"
     from etude.nn.loading import config_of
 
     return "transformers after `import etude`" if config_of(folder).get("model_type", "").startswith("etude") else "plain transformers"
