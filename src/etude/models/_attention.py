@@ -18,7 +18,7 @@ def attend(
     """softmax(q k^T / sqrt(K)) v over all earlier real tokens, the heads side by side; keys and values go into the layer's memory."""
     if context.cache is not None:
         k_BGTK, v_BGTK = context.cache.update(k_BGTK, v_BGTK, layer)
-    mask_B1TS = context.once("causal mask", lambda: causal_mask(context, q_BHTK.shape[2], q_BHTK.device))
+    mask_B1TS = context.once(f"causal mask {q_BHTK.device}", lambda: causal_mask(context, q_BHTK.shape[2], q_BHTK.device))
     shared, whole = q_BHTK.shape[1] != k_BGTK.shape[1], mask_B1TS is None and q_BHTK.shape[2] > 1
     out_BHTK = scaled_dot_product_attention(q_BHTK, k_BGTK, v_BGTK, mask_B1TS, is_causal=whole, enable_gqa=shared)
     return out_BHTK.transpose(1, 2).flatten(2)
@@ -34,7 +34,7 @@ def causal_mask(context: Context, tokens: int, device: torch.device) -> Bool[Ten
     if context.mask_BS is None:
         return before_TS[None, None]
     itself_TS = place_T[:, None] == torch.arange(seen, device=device)  # padding looks at itself: a row without any key would give NaN
-    return ((before_TS & context.mask_BS[:, None, :]) | itself_TS)[:, None]
+    return ((before_TS & context.mask_BS.to(device)[:, None, :]) | itself_TS)[:, None]
 
 
 def heads_for(width: int) -> int:

@@ -41,7 +41,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import Cache, GenerationMixin, PreTrainedModel
+from transformers import Cache, GenerationMixin, PreTrainedModel, StaticCache
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
@@ -88,7 +88,7 @@ class Context:
         return None if self.mask_BS is None else self.mask_BS[:, self.past :]
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """What `make` returns, made by the first layer that asks and shared by all (angles, masks)."""
+        """What `make` returns, made by the first layer that asks and shared by all (angles, masks); layers may lie on several devices: name them."""
         if name not in self.shared:
             self.shared[name] = make()
         return self.shared[name]
@@ -240,6 +240,8 @@ class EtudeDecoderModel(EtudePreTrainedModel):
         use_cache = self.config.use_cache and not self.training if use_cache is None else use_cache
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             use_cache, cache = False, None  # the backward pass runs each block again and would write its memory twice
+        if isinstance(cache, StaticCache):
+            raise ValueError("a static cache hands back places that are still empty, which would be attended to: leave the cache to the model")
         if use_cache and cache is None:
             cache = DecoderCache(len(self.layers))
         (B, T), past = x_BTD.shape[:2], 0 if cache is None else int(cache.get_seq_length())

@@ -143,6 +143,8 @@ def test_attention_works_with_other_caches_of_transformers_too(model):
     assert close(torch.cat([first, model(IDS[:, 6:], past_key_values=cache, use_cache=True).logits], 1), model(IDS).logits)
     with pytest.raises(ValueError, match="it makes its own cache"):
         Context(IDS, cache=cache).state(0)
+    with pytest.raises(ValueError, match="leave the cache to the model"):
+        model.generate(IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=3, cache_implementation="static")
 
 
 def test_memory_is_cut_reordered_repeated_and_emptied(model):
@@ -203,6 +205,7 @@ def test_checkpointed_blocks_give_the_same_gradients(model):
     plain = gradients(model)
     model.activation_checkpointing_enable({"use_reentrant": False})
     assert all(torch.equal(a, b) for a, b in zip(gradients(model), plain, strict=True))
+    assert model.train()(IDS, use_cache=True).cache is None and model.eval()(IDS, use_cache=True).cache is not None
     model.activation_checkpointing_disable()
 
 

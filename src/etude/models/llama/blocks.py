@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -71,18 +72,18 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Float[Tensor, "B T D"], context: Context) -> Float[Tensor, "B T D"]:
         q, k, v = (part(x_BTD).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for part in (self.q_proj, self.k_proj, self.v_proj))
-        turn = context.once(f"angles {self.head_dim} {self.base} {self.scaling}", lambda: self._angles(context))
+        turn = context.once(f"angles {self.head_dim} {self.base} {self.scaling} {x_BTD.device}", lambda: self._angles(context, x_BTD.device))
         q, k = rotate(q, turn, self.layout), rotate(k, turn, self.layout)
         return self.o_proj(attend(q, k, v, context, self.layer) if self.attention == "fused" else self._in_blocks(q, k, v, context))
 
-    def _angles(self, context: Context) -> tuple[Tensor, Tensor]:
-        return angles(context.positions_BT, frequencies(self.head_dim, self.base, self.scaling))
+    def _angles(self, context: Context, device: torch.device) -> tuple[Tensor, Tensor]:
+        return angles(context.positions_BT.to(device), frequencies(self.head_dim, self.base, self.scaling))
 
     def _in_blocks(self, q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:
         if context.cache is not None:
             k, v = context.cache.update(k, v, self.layer)
         k, v = (part.repeat_interleave(self.heads // self.kv_heads, 1) for part in (k, v))
-        return causal_attention(q, k, v, context.mask_BS).transpose(1, 2).flatten(2)
+        return causal_attention(q, k, v, None if context.mask_BS is None else context.mask_BS.to(q.device)).transpose(1, 2).flatten(2)
 
 
 def hidden_width(width: int, multiple: int = 256) -> int:
