@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ def main() -> None:
     tokenizer = load_tokenizer(folder)
     part = load(str(OWN), (Preferences,), {}, lambda line: None)[Preferences]
     pairs = encode(tokenizer, part, 2048, tokens=None, most=options.pairs).pairs
-    seconds, values = dict[str, list[float]](), dict[str, float]()
+    spent, values = dict[str, list[tuple[float, float]]](), dict[str, float]()
     with tempfile.TemporaryDirectory() as room:
         ready = {}
         for name, (loss, rate) in forms().items():
@@ -92,28 +92,30 @@ def main() -> None:
                 with nullcontext() if name == PEER else _compact_head():
                     taken, values[name] = step(trainer, batch)
                 if turn:  # the first round warms up
-                    seconds.setdefault(name, []).append(taken)
-    report(seconds, values, sum(pair.tokens for pair in pairs))
+                    spent.setdefault(name, []).append(taken)
+    report(spent, values, sum(pair.tokens for pair in pairs))
 
 
-def step(trainer: Any, batch: Any) -> tuple[float, float]:
-    """Seconds of forward, loss and backward, and the loss."""
+def step(trainer: Any, batch: Any) -> tuple[tuple[float, float], float]:
+    """Seconds and processor seconds of forward, loss and backward; the loss."""
     trainer.model.train()
     trainer.model.zero_grad()
-    start = perf_counter()
+    start, busy = perf_counter(), process_time()
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
-    return perf_counter() - start, float(loss.detach())
+    return (perf_counter() - start, process_time() - busy), float(loss.detach())
 
 
-def report(seconds: dict[str, list[float]], values: dict[str, float], tokens: int) -> None:
+def report(spent: dict[str, list[tuple[float, float]]], values: dict[str, float], tokens: int) -> None:
     """One line a form, and what was asked for."""
-    medians = {name: statistics.median(taken) for name, taken in seconds.items()}
-    for name, median in medians.items():
-        print(f"{name:22} {median:7.3f} s a step ({tokens / median:.0f} tokens/s), {median / medians[PEER]:.3f} times TRL's; loss {values[name]:.7f}")
-    worst = max(median for name, median in medians.items() if name not in (PEER, COMPACT))
-    print(f"slowest of ours over TRL's own: {worst / medians[PEER]:.3f} (asked: at most 1.05)")
-    print(f"slowest of ours over TRL's own on answers alone: {worst / medians[COMPACT]:.3f}")
+    seconds, busy = ({name: statistics.median(taken[which] for taken in all_taken) for name, all_taken in spent.items()} for which in (0, 1))
+    for name, median in seconds.items():
+        ratios = f"{median / seconds[PEER]:.3f} times TRL's ({busy[name] / busy[PEER]:.3f} by processor seconds)"
+        print(f"{name:22} {median:7.3f} s a step, {tokens / median:.0f} tokens/s, {ratios}; loss {values[name]:.7f}")
+    ours = [name for name in seconds if name not in (PEER, COMPACT)]
+    for peer, asked in ((PEER, " (asked: at most 1.05)"), (COMPACT, "")):
+        worst = [max(taken[name] for name in ours) / taken[peer] for taken in (seconds, busy)]
+        print(f"slowest of ours over {peer}: {worst[0]:.3f}{asked}, {worst[1]:.3f} by processor seconds")
     print(f"difference of the losses where the forms coincide: {abs(values['mean'] - values[PEER]):.1e} (asked: at most 1e-6)")
 
 

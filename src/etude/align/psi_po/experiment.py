@@ -95,9 +95,9 @@ class Short(Experiment[Pairs]):
     """SmolLM2 and pairs of a short and a long answer, the short one always preferred."""
 
     scales = {
-        "smoke": Pairs("tiny", None, 8, 4, 4, epochs=3, trial_epochs=1, trials=2, start=3e-3, batch=2, tokens=4, prompts=4),
-        "desk": Pairs("smollm2", None, 64, 16, 32, epochs=6, trial_epochs=2, trials=3, start=5e-4),
-        "gpu": Pairs("Qwen/Qwen2.5-7B-Instruct", "hh-harmless", 1024, 128, 512, epochs=3, trial_epochs=1, trials=3, start=1e-4, batch=16, tokens=64),
+        "smoke": Pairs("tiny", "short_answers", 8, 4, 4, epochs=3, trial_epochs=1, trials=2, start=3e-3, batch=2, tokens=4, prompts=4),
+        "desk": Pairs("smollm2", "short_answers", 64, 16, 32, epochs=6, trial_epochs=2, trials=3, start=5e-4),
+        "gpu": Pairs("Qwen/Qwen2.5-7B-Instruct", "hh_harmless", 1024, 128, 512, epochs=3, trial_epochs=1, trials=3, start=1e-4, batch=16, tokens=64),
     }
     claims = (
         Claim("IPO's mean log-ratio on its training pairs is within 30 % of 1 / (2 tau)", lambda m: m["ipo"].mean_h / m["ipo"].target,

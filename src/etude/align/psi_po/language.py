@@ -21,6 +21,7 @@ from etude.align.psi_po.losses import psi_po_loss
 from etude.align.psi_po.saturation import Saturation, saturation
 from etude.data.assets import model_folder
 from etude.data.contract import Data, Preferences, Split
+from etude.data.corpora import Piece, fetch
 from etude.data.sources import load
 from etude.fit.tune import climb
 from etude.harness.contract import Run
@@ -29,6 +30,11 @@ from etude.nn.loading import load_decoder, load_tokenizer
 from etude.nn.tiny import byte_tokenizer, tiny_llama
 
 OWN = Path(__file__).with_name("short_answers.jsonl")
+HH = Piece(
+    "preferences/hh_harmless_test.jsonl.gz",
+    "https://raw.githubusercontent.com/anthropics/hh-rlhf/0398e3636f8d641a03d65b9362aa091297f28564/harmless-base/test.jsonl.gz",
+    "ebfaaed21162a4de120ae85366075b34425e2a6303fac59b99555002f7016f03",
+)
 CONSTANT: dict[str, Any] = {"lr_scheduler_type": "constant_with_warmup"}  # a rate that falls to 0 would stop any loss from growing
 
 
@@ -38,7 +44,7 @@ class Pairs:
 
     Attributes:
         model: whose policy is trained.
-        data: rows of preferences; None takes the questions written for this étude.
+        data: "short_answers", questions written for this étude, or "hh_harmless", dialogues judged by people.
         train, validation, held_out: how many rows of each, disjoint.
         epochs: passes over the pairs; trial_epochs: of a trial of the rate.
         trials: rates tried for each loss, from `start` on.
@@ -48,7 +54,7 @@ class Pairs:
     """
 
     model: str
-    data: str | None
+    data: str
     train: int
     validation: int
     held_out: int
@@ -72,12 +78,13 @@ class Pairs:
 
 def rows_of(scale: Pairs) -> tuple[Preferences, Preferences, Preferences]:
     """Training, validation and held-out rows: the same for every seed, so that the rates are never tuned on what is held out."""
-    part = load(scale.data or str(OWN), (Preferences,), {}, lambda line: None)[Preferences]
+    file = OWN if scale.data == OWN.stem else fetch(HH, say=lambda line: None)
+    part = load(str(file), (Preferences,), {}, lambda line: None)[Preferences]
     places = list(range(len(part)))
     random.Random(0).shuffle(places)
     ends = [0, scale.train, scale.train + scale.validation, scale.train + scale.validation + scale.held_out]
     if ends[-1] > len(places):
-        raise ValueError(f"the étude wants {ends[-1]} rows, {scale.data or OWN.name} holds {len(places)}: bring more, or ask for fewer")
+        raise ValueError(f"the étude wants {ends[-1]} rows, {scale.data} holds {len(places)}: bring more, or ask for fewer")
     first, second, third = (part.take(places[low:high]) for low, high in pairwise(ends))
     return first, second, third
 
@@ -139,8 +146,8 @@ def aligned(arm: str, run: Run, scale: Pairs) -> Metrics:
     made, tokenizer, curve = trained(arm, run, scale, rate, scale.epochs)
     train_part, _, held_out = rows_of(scale)
     reduction = scale.loss(arm)[1]
-    ours, theirs = (seen(made, tokenizer, run, scale, part, reduction, scale.prompts) for part in (train_part, held_out))
-    other = seen(made, tokenizer, run, scale, held_out, "mean" if reduction == "sum" else "sum", prompts=0)
+    ours = seen(made, tokenizer, run, scale, train_part, reduction, prompts=0)
+    theirs = seen(made, tokenizer, run, scale, held_out, reduction, scale.prompts)
     return Metrics(
         mean_h=sum(ours.h) / len(ours.h),
         median_h=ours.median,
@@ -150,9 +157,7 @@ def aligned(arm: str, run: Run, scale: Pairs) -> Metrics:
         slope=slope(by_epoch(curve, scale.epochs)),
         curve=curve,
         kl=theirs.kl,
-        kl_train=ours.kl,
         accuracy=Items.of(range(len(theirs.h)), [float(h > 0) for h in theirs.h]),
-        accuracy_other_form=sum(h > 0 for h in other.h) / len(other.h),
         rate=rate,
     )
 
