@@ -8,6 +8,7 @@ import unicodedata
 SIGNS = {  # of formulas, as a terminal shows them
     "approx": "≈",
     "bar": "",
+    "big": "",
     "ell": "l",
     "lVert": "‖",
     "mathbb": "",
@@ -25,6 +26,7 @@ SIGNS = {  # of formulas, as a terminal shows them
     "ldots": "...",
     "le": "≤",
     "left": "",
+    "leftarrow": "←",
     "leq": "≤",
     "lfloor": "⌊",
     "ll": "≪",
@@ -55,7 +57,8 @@ def untex(text: str) -> str:
 
 
 def _formula(match: re.Match[str]) -> str:
-    inside = re.sub(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1)/(\2)", match[1] or match[2])
+    inside = re.sub(r"\\(?:mathrm|text)\{([^{}]*)\}", r"\1", match[1] or match[2])
+    inside = re.sub(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1)/(\2)", inside)
     return re.sub(r"\\([A-Za-z]+)", _word, re.sub(r"\\[,;! ]", " ", inside)).replace("{", "(").replace("}", ")")
 
 

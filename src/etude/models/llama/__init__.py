@@ -4,8 +4,8 @@ A pre-norm decoder without biases, with rotary positions on queries and keys, a 
 
 $$ x \leftarrow x + \mathrm{Attn}(\mathrm{RMSNorm}(x)), \qquad x \leftarrow x + \mathrm{SwiGLU}(\mathrm{RMSNorm}(x)) $$
 
-$$ \mathrm{RMSNorm}(x) = g \odot \frac{x}{\sqrt{\tfrac{1}{D}\sum_i x_i^2 + \epsilon}}, \qquad
-\mathrm{SwiGLU}(x) = W_2\big(\mathrm{SiLU}(W_1 x) \odot W_3 x\big), \quad \text{hidden} = \tfrac{2}{3}\,4D $$
+$$ \mathrm{RMSNorm}(x) = g \odot x \,\big/ \sqrt{\tfrac{1}{D}\sum_i x_i^2 + \epsilon}, \qquad
+\mathrm{SwiGLU}(x) = W_2\big(\mathrm{SiLU}(W_1 x) \odot W_3 x\big), \quad \text{hidden width} = \tfrac{2}{3} \cdot 4D $$
 
 The claim behind it is about *inference*: for a given cost of answering, train a smaller model on far more tokens than would be optimal for training
 alone; its loss still falls at a trillion.
@@ -63,7 +63,8 @@ class Llama:
     """Options of a Llama; what is left at None follows from the size that is asked for.
 
     Attributes:
-        layers, width: depth and D, both or none.
+        layers: depth; given with `width` or not at all.
+        width: D of every layer's stream; given with `layers` or not at all.
         heads: query heads; by default as many as make them 128, 64, 32 or 16 wide, the widest that leaves four.
         kv_heads: key and value heads, a divisor of `heads`; as many when left out, as in the paper.
         hidden: SwiGLU's hidden width; by default two thirds of 4 D, and what the asked size leaves.

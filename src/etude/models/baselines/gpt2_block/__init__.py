@@ -90,7 +90,8 @@ class Gpt2Block:
     """Options of a GPT-2; what is left at None follows from the size that is asked for.
 
     Attributes:
-        layers, width: depth and D, both or none.
+        layers: depth; given with `width` or not at all.
+        width: D of every layer's stream; given with `layers` or not at all.
         heads: by default as many as make them 128, 64, 32 or 16 wide, at least four.
         context: how many positions are learned, and the longest sequence.
         eps: under the root of the norms.
