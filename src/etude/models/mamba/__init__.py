@@ -68,7 +68,8 @@ class Mamba:
     """Options of Mamba; what is left at None follows from the size that is asked for.
 
     Attributes:
-        layers, width: depth and D, both or none.
+        layers: depth; given with `width` or not at all.
+        width: D of every layer's stream; given with `layers` or not at all.
         state: numbers that each channel remembers, N.
         kernel: tokens that the short convolution sees.
         expand: channels of a block over the model's width.
