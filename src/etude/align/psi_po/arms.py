@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -10,8 +11,10 @@ from torch import Tensor
 
 from etude.align.psi_po.bandit import train_bandit
 from etude.align.psi_po.tabular import ipo_minimiser, kl, psi_po, total_variation, wins_of
-from etude.harness.contract import Run
 from etude.measure.contract import Metrics
+
+if TYPE_CHECKING:
+    from etude.harness.contract import Run
 
 # Dimensions: R trainings of a table, T values of tau, A actions, P ordered pairs, N observed pairs.
 TABLES = {  # the paper's data sets over three actions, as (winner, loser): a total order, and one in which the last action never wins

@@ -9,7 +9,7 @@ import statistics
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -24,10 +24,12 @@ from etude.data.contract import Data, Preferences, Split
 from etude.data.corpora import Piece, fetch
 from etude.data.sources import load
 from etude.fit.tune import climb
-from etude.harness.contract import Run
 from etude.measure.contract import Items, Metrics
 from etude.nn.loading import load_decoder, load_tokenizer
 from etude.nn.tiny import byte_tokenizer, tiny_llama
+
+if TYPE_CHECKING:
+    from etude.harness.contract import Run
 
 OWN = Path(__file__).with_name("short_answers.jsonl")
 HH = Piece(

@@ -151,6 +151,20 @@ def test_the_loss_is_zero_only_where_every_ratio_is_its_target_and_a_cycle_gives
     torch.testing.assert_close(ipo_minimiser(wins_of(CYCLE, 3), reference, tau), reference)
 
 
+@given(st.integers(0, 999), st.floats(-9, 9))
+@quick
+def test_a_constant_added_to_the_logits_changes_nothing(seed, constant):
+    reference, logits = policy_of(seed, 4).log(), torch.randn(4, generator=dice(seed), dtype=torch.float64, requires_grad=True)
+
+    def loss(shift):
+        ratio = torch.log_softmax(logits + shift, -1) - reference
+        return ipo_loss(ratio[[0, 1, 2]] - ratio[[1, 2, 3]], torch.tensor(0.5)).sum()
+
+    torch.testing.assert_close(loss(0.0), loss(constant))
+    (gradient,) = torch.autograd.grad(loss(constant), logits)
+    assert abs(float(gradient.sum())) < 1e-9
+
+
 def test_bandits_trained_to_the_end_are_where_the_closed_forms_say():
     reference, pairs = policy_of(3, 3), torch.tensor([[0, 1], [1, 0], [0, 2], [1, 2]])
     wins, taus = wins_of(pairs, 3), (0.25, 1.0)
