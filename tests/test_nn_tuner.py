@@ -2,7 +2,6 @@
 
 import copy
 import json
-import pickle
 import subprocess
 import sys
 
@@ -72,7 +71,7 @@ def logits(model) -> torch.Tensor:
 def test_the_type_is_a_member_like_any_other_and_registering_twice_changes_nothing():
     register(peft)
     assert PeftType("ETUDE") is PeftType.ETUDE is PeftType["ETUDE"] and "ETUDE" in list(PeftType) and len(set(PeftType)) == len(list(PeftType))
-    assert pickle.loads(pickle.dumps(PeftType.ETUDE)) is copy.deepcopy(PeftType.ETUDE) is PeftType.ETUDE  # noqa: S301
+    assert copy.deepcopy(PeftType.ETUDE) is PeftType.ETUDE
 
 
 def test_an_adapter_is_read_where_peft_came_first_and_refused_without_etude(tmp_path):
