@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 TUNING = 1_000  # the seed on which rates are tuned, and which is not used again
 RANK = 8  # at which adapters are counted
-STARTS = {"head": 1e-2, "tl6": 2e-3, "no_vectors": 2e-3, "vectors": 2e-2, "fused": 2e-3, "lora": 2e-3}  # where each arm's search begins
+STARTS = {"head": 1e-2, "tl6": 2e-3, "no_vectors": 2e-3, "vectors": 5e-3, "fused": 2e-3, "lora": 2e-3}  # where each arm's search begins
 SHAPES = {  # the decoders of the paper's 7B, and the deepest of their kind
     "7B": LlamaConfig(hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=11008),
     "70B": LlamaConfig(hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8, intermediate_size=28672),
