@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from etude.data.contract import Preferences
 from etude.data.preferences import shared
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENS = 256  # of a pair (both sequences, the prompt counted twice) in a contest: building, judging and timing keep to it
 PAIRS = 200  # of a run in a contest

@@ -16,10 +16,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import random
-import shutil
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,22 +24,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from etude.align._pairs import TUNING, Pair, encode
 from etude.align._score import Scores, digest_of_model, error_rate, reference_scores, score
+from etude.align._traces import WHOLE, as_it_was, below, last, restore, room_of
 from etude.data.contract import Data, Preferences
 from etude.fit.tune import climb
 from etude.measure.quality import context_of
-from etude.nn.surgery import replace_module
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 # Dimensions: P pairs of a batch.
 Loss = Callable[["Batch"], Tensor]
-WHOLE = "whole"  # marks a checkpoint that was written to its end
 
 
 @dataclass(frozen=True)
@@ -137,7 +132,7 @@ def train(
     if settings.rate is None:
         held_out = encode(tokenizer, data.validation[Preferences], context, tokens=None, most=TUNING).pairs
         settings = replace(settings, rate=tuned(job, held_out, reference_scores(policy, held_out, digest), data))
-    return fit(replace(job, settings=settings), _below(data.journal.checkpoints, "final"))
+    return fit(replace(job, settings=settings), below(data.journal.checkpoints, "final"))
 
 
 @dataclass(frozen=True)
@@ -167,14 +162,14 @@ def tuned(job: _Job, held_out: list[Pair], reference: Scores, data: Data) -> flo
 
     def trial(rate: float) -> float:
         before = None if job.settings.rank else copy.deepcopy(job.policy.state_dict())
-        folder = _below(data.journal.checkpoints, f"rate {rate:.6g}")
+        folder = below(data.journal.checkpoints, f"rate {rate:.6g}")
         try:
             made = fit(replace(short, settings=replace(job.settings, rate=rate)), folder)
             return error_rate(score(made, held_out).ratio(reference))
         except Diverged:
             return 1.0  # as if every pair were wrong
         finally:
-            _restore(job.policy, before)
+            restore(job.policy, before)
 
     found = climb(job.settings.start, lambda rate: data.journal.once({"rate": rate}, lambda: trial(rate)), job.settings.trials)
     data.journal.settle(rate=found.rate)
@@ -184,11 +179,11 @@ def tuned(job: _Job, held_out: list[Pair], reference: Scores, data: Data) -> flo
 
 def fit(job: _Job, checkpoints: Path | None) -> PreTrainedModel | PeftModel:
     """One training at a given rate, resumed where `checkpoints` holds a whole checkpoint of it."""
-    with _as_it_was(job.policy), _compact_head(), _room(checkpoints) as room:
+    with as_it_was(job.policy), _compact_head(), room_of(checkpoints) as room:
         if not job.settings.rank:
             job.policy.float()  # what is trained is float32: updates vanish below bfloat16's grid
         trainer = _trainer()(job, rows_of(job), room, saves=checkpoints is not None)
-        trainer.train(resume_from_checkpoint=_last(room))
+        trainer.train(resume_from_checkpoint=last(room))
         made: PreTrainedModel | PeftModel = trainer.model
     return made.eval()
 
@@ -364,69 +359,3 @@ def _compact_head() -> Iterator[None]:
     finally:
         if before is not None:
             utils._use_triton = before
-
-
-def _below(folder: Path | None, name: str) -> Path | None:
-    return folder / name if folder else None
-
-
-@contextmanager
-def _room(checkpoints: Path | None) -> Iterator[Path]:
-    """Where the trainer may write: the folder of checkpoints, else one that vanishes."""
-    if checkpoints is not None:
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        yield checkpoints
-        return
-    with tempfile.TemporaryDirectory() as room:
-        yield Path(room)
-
-
-def _last(room: Path) -> str | None:
-    """The newest whole checkpoint; what a kill left half written goes."""
-    found = list[tuple[int, Path]]()
-    for folder in room.glob("checkpoint-*"):
-        if (folder / WHOLE).exists():
-            found.append((int(folder.name.rpartition("-")[2]), folder))
-        else:
-            shutil.rmtree(folder)
-    return str(max(found)[1]) if found else None
-
-
-def _restore(policy: PreTrainedModel, weights: dict[str, Tensor] | None) -> None:
-    """The policy as it was before a trial: without its adapter, or with its old weights."""
-    if weights is not None:
-        policy.to(next(iter(weights.values())).dtype).load_state_dict(weights)
-        return
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    for name, module in list(policy.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            replace_module(policy, name, module.get_base_layer())
-    for leftover in ("peft_config", "_hf_peft_config_loaded"):
-        policy.__dict__.pop(leftover, None)
-
-
-@contextmanager
-def _as_it_was(policy: PreTrainedModel) -> Iterator[None]:
-    """The caller's dice and the policy's forward, dropout and pad token are afterwards as before."""
-    import numpy as np
-
-    config, generation = policy.config.get_text_config(), policy.generation_config
-    dropouts = {module: module.p for module in policy.modules() if isinstance(module, nn.Dropout)}
-    pads = config.pad_token_id, getattr(generation, "pad_token_id", None)
-    python, numpy, forward, tags = random.getstate(), np.random.get_state(), policy.__dict__.get("forward"), policy.model_tags
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(), torch.enable_grad():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        policy.__dict__.pop("forward", None)
-        if forward is not None:
-            policy.__dict__["forward"] = forward
-        for module, share in dropouts.items():
-            module.p = share
-        config.pad_token_id, policy.model_tags = pads[0], tags
-        if generation is not None:
-            generation.pad_token_id = pads[1]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from etude.align._pairs import PAIRS, TOKENS, TUNING
 from etude.data.contract import Data, Preferences, Split
 from etude.harness.contract import Axis, Contest, Estimate, Need, Run
 from etude.measure.contract import Items, Metrics
@@ -26,6 +27,8 @@ PROMPTS, SPOKEN = 24, 24  # prompts that are answered to see how far a policy we
 TIMED = 8  # pairs that the timed training reads
 SECONDS = 5.0  # after which no further timing begins
 HELD = 64  # pairs that `etude apply` keeps back for tuning
+UNLIMITED = "unlimited"  # a role of the rows of `etude apply`
+FIRST = 1000  # rows that it looks at to say what is cut
 
 
 class PreferencePairs(Contest["PreTrainedModel", "Aligner"]):
@@ -64,8 +67,9 @@ class PreferencePairs(Contest["PreTrainedModel", "Aligner"]):
         return train, validation, choice, test
 
     def whole(self, parts: Split, seed: int) -> tuple[Split, Split]:
-        """All rows to train on; no validation part says that nothing is to be measured and no limit of the contest holds."""
-        return Split(parts[Preferences]), Split()
+        """All rows to train on, and a role that says that no limit of the contest holds for them."""
+        part = parts[Preferences]
+        return Split(Preferences(part.dataset, {**part.roles, UNLIMITED: part.roles["prompt"]})), Split()
 
     def subject(self, run: Run) -> PreTrainedModel:
         from etude.nn.loading import load_decoder
@@ -74,17 +78,17 @@ class PreferencePairs(Contest["PreTrainedModel", "Aligner"]):
 
     def data(self, run: Run) -> Data:
         """In a contest the first pairs that keep to its limits; for `etude apply` all of them, a few kept back to tune the rate."""
-        from etude.align._pairs import PAIRS, TUNING
         from etude.nn.loading import load_tokenizer
 
         tokenizer = load_tokenizer(run.path("model"))
-        train, validation = Split.load(run.path("train"))[Preferences], Split.load(run.path("validation"))
-        if Preferences not in validation:
-            kept = max(1, min(HELD, len(train) // 10))
-            rows = list(range(len(train)))
-            return Data(Split(train.take(rows[:-kept])), Split(train.take(rows[-kept:])), run.seed, tokenizer)
-        used = within(train, run, PAIRS).rows, within(validation[Preferences], run, TUNING).rows
-        return Data(Split(train.take(used[0])), Split(validation[Preferences].take(used[1])), run.seed, tokenizer)
+        train, held_out = Split.load(run.path("train"))[Preferences], Split.load(run.path("validation"))
+        if UNLIMITED not in train.roles:
+            used, tuning = within(train, run, PAIRS).rows, within(held_out[Preferences], run, TUNING).rows
+            return Data(Split(train.take(used)), Split(held_out[Preferences].take(tuning)), run.seed, tokenizer)
+        if Preferences in held_out:
+            return Data(Split(train), held_out, run.seed, tokenizer)
+        kept, rows = max(1, min(HELD, len(train) // 10)), list(range(len(train)))
+        return Data(Split(train.take(rows[:-kept])), Split(train.take(rows[-kept:])), run.seed, tokenizer)
 
     def save(self, made: Any, data: Data, folder: Path) -> None:
         from etude.align._folders import save
@@ -175,7 +179,6 @@ class PreferencePairs(Contest["PreTrainedModel", "Aligner"]):
         return 0.5
 
     def facts(self, run: Run) -> dict[str, Any]:
-        from etude.align._pairs import PAIRS
         from etude.data.assets import on_grid
         from etude.nn import loading
 
@@ -187,7 +190,7 @@ class PreferencePairs(Contest["PreTrainedModel", "Aligner"]):
             "licence": loading.licence(folder),
         }
         if "choice" not in dict(run.inputs):
-            return about
+            return about | {"notes": [f"trained on {line}" for line in self.unlimited(train, run)]}
         used = within(train, run, PAIRS)
         unused = [role for role in ("weight", "rate") if role in train.roles]
         return about | {
@@ -196,6 +199,13 @@ class PreferencePairs(Contest["PreTrainedModel", "Aligner"]):
             "columns": unused,
             "notes": [f"trained on {line}" for line in told(used, train, PAIRS, loading.context_length(folder))],
         }
+
+    def unlimited(self, train: Preferences, run: Run) -> list[str]:
+        """What is to be said where `etude apply` trains on all rows, from the first of them."""
+        from etude.nn.loading import context_length
+
+        few = train.take(list(range(min(FIRST, len(train)))))
+        return told(within(few, run, len(few), tokens=None), few, len(few), context_length(run.path("model")))
 
     def marks(self, facts: Mapping[str, Any], traits: tuple[str, ...]) -> str:
         columns = facts.get("columns") or []
@@ -223,8 +233,6 @@ class PreferencePairs(Contest["PreTrainedModel", "Aligner"]):
 
     def estimate(self, facts: Mapping[str, Any], step: str) -> Estimate:
         """From the tokens that a run trains on and judges, at the products of matrices that this machine does in a second."""
-        from etude.align._pairs import TUNING
-
         size, pairs, tokens = float(facts["parameters"]), int(facts.get("pairs", JUDGED)), float(facts.get("tokens a pair", 100.0))
         token, epochs = 2 * size / (EFFICIENCY * float(facts["flops"])), 2  # seconds that one thread reads a token
         trial, prompt = min(TUNING, max(1, pairs // 2)), tokens / 3
@@ -250,19 +258,17 @@ EFFICIENCY = 0.6  # of a square product's speed that small batches reach
 TRAINING, SAMPLING = 5.0, 4.0  # what a token costs that is trained on or sampled, times one that is read
 
 
-def within(part: Preferences, run: Run, most: int, model: Path | None = None) -> Encoded:
+def within(part: Preferences, run: Run, most: int, model: Path | None = None, tokens: int | None = TOKENS) -> Encoded:
     """The first `most` pairs that hold no more tokens than the contest allows."""
     from etude.align._pairs import encode
     from etude.nn.loading import context_length, load_tokenizer
 
     folder = model or run.path("model")
-    return encode(load_tokenizer(folder), part, context_length(folder), most=most)
+    return encode(load_tokenizer(folder), part, context_length(folder), tokens, most)
 
 
 def told(found: Encoded, part: Preferences, most: int, context: int) -> list[str]:
     """What is to be said aloud of the pairs that are used."""
-    from etude.align._pairs import TOKENS
-
     lines = list[str]()
     if len(found.rows) < len(part):
         long = f"; {found.long} of more than {TOKENS} tokens (both sequences) among the first {len(found.rows) + found.long} are left out"

@@ -35,7 +35,7 @@ def plant(folder: Path, rows: int = 480) -> dict[str, str]:
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=VOCABULARY,
-            hidden_size=32,
+            hidden_size=VOCABULARY,
             intermediate_size=32,
             num_hidden_layers=1,
             num_attention_heads=2,
@@ -46,6 +46,8 @@ def plant(folder: Path, rows: int = 480) -> dict[str, str]:
             eos_token_id=None,
         )
         model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.copy_(torch.eye(VOCABULARY))  # each token has a direction of its own
     for linear in (model.model.layers[0].self_attn.o_proj, model.model.layers[0].mlp.down_proj):
         torch.nn.init.zeros_(linear.weight)
     model.save_pretrained(folder / "model")
@@ -71,10 +73,10 @@ def shifts(data: Data, letters: str = LETTERS) -> torch.Tensor:
 
 
 def leaning(policy: LlamaForCausalLM, wanted_VV: torch.Tensor) -> LlamaForCausalLM:
-    """The policy with its head changed so that what follows a token gains what is wanted: least squares on the states of all tokens."""
+    """The policy with its head changed so that what follows a token gains what is wanted: the last states are the tokens' own directions."""
     with torch.no_grad():
         states_VD = policy.model.norm(policy.model.embed_tokens.weight).float()
-        policy.lm_head.weight += torch.linalg.lstsq(states_VD, wanted_VV).solution.T.to(policy.lm_head.weight.dtype)
+        policy.lm_head.weight += (wanted_VV.T @ states_VD / states_VD.square().sum(1).mean()).to(policy.lm_head.weight.dtype)
     return policy
 
 

@@ -19,7 +19,7 @@ from etude.data.contract import Data, Journal, Preferences, Split
 from etude.harness.compete import apply, compete
 from etude.harness.contract import Run
 from etude.harness.inputs import adopt
-from etude.harness.intervals import level_of, paired_difference
+from etude.harness.intervals import paired_difference
 from etude.harness.recommend import recommend
 from etude.harness.request import Request
 from etude.measure.contract import Items, Metrics
@@ -70,12 +70,14 @@ def test_a_cheat_that_is_right_but_cannot_speak_any_more_loses(results):
 
 def test_a_cheat_that_ignores_the_prompt_is_no_better_than_chance(tmp_path):
     brought = planted.plant(tmp_path)
-    held_out = sources.load(brought["data"], (Preferences,), {}, lambda line: None)
-    run = run_of(model=adopt(Path(brought["model"])))
-    policy = load_decoder(Path(brought["model"]))
-    _folders.save(planted.IgnoresPrompt().train(policy, Data(held_out, held_out, 0, byte_tokenizer())), byte_tokenizer(), tmp_path / "made")
-    found = PreferencePairs().measure(tmp_path / "made", held_out, run)["accuracy"]
-    assert level_of((found,)).p(0.5) > 0.05
+    part = sources.load(brought["data"], (Preferences,), {}, lambda line: None)[Preferences]
+    half, other = Split(part.take(list(range(240)))), Split(part.take(list(range(240, 340))))
+    found = dict[str, float]()
+    for cls in (planted.ReadsPrompt, planted.IgnoresPrompt):
+        made = cls().train(load_decoder(Path(brought["model"])), Data(half, half, 0, byte_tokenizer()))
+        _folders.save(made, byte_tokenizer(), tmp_path / cls.__name__)
+        found[cls.__name__] = PreferencePairs().measure(tmp_path / cls.__name__, other, run_of(model=adopt(Path(brought["model"])))).accuracy
+    assert found["IgnoresPrompt"] < 0.65 and found["ReadsPrompt"] > 0.9
 
 
 def test_the_winner_is_deterministic_and_no_twin_is(results):
@@ -166,6 +168,8 @@ def test_apply_trains_on_all_rows_and_keeps_a_few_to_tune(model):
     run = Run("", "", "", 0, inputs=(("model", model), ("train", store_folder(train.save)), ("validation", store_folder(validation.save, "0" * 40))))
     data = contest.data(run)
     assert (len(data.train[Preferences]), len(data.validation[Preferences])) == (207, 23)
+    own = Run("", "", "", 0, inputs=(*run.inputs[:2], ("validation", store_folder(Split(part_of(tiny_rows(70))).save))))
+    assert [len(part[Preferences]) for part in (contest.data(own).train, contest.data(own).validation)] == [230, 70]
 
 
 def test_pairs_of_one_prompt_stay_on_one_side():

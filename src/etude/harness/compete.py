@@ -231,7 +231,8 @@ def apply(
     inputs = gather(request, contest, say, whole=True)
     runner = Runner(Store(home() / "etude.sqlite"), jobs=1, progress=progress)
     referee = Referee(request, contest, inputs, runner, progress)
-    referee.study_subject()
+    for note in referee.study_subject():
+        say(note)
     entrant = Entrant(name, entry, options)
     leave_out([entrant], lambda one: lacks(one, inputs) or contest.unfit(referee.facts, one.entry.traits))
     record = referee.single(referee.build_run(entrant, options, CHOOSING), makes=True)
