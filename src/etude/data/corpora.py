@@ -31,22 +31,16 @@ EMBEDDED = {
     "python-areas": "sentences of the standard library's docstrings, labelled by the area that they document (rows of text and label)",
     "python-answers": "what names of the standard library do: their own docstring is preferred to another one's (prompt, chosen, rejected)",
 }
-AREAS = {  # the chapters of the library reference, the small ones together
+AREAS = {  # chapters of the library reference, those near to each other together
     "concurrency": "asyncio threading multiprocessing concurrent subprocess sched signal queue _threading_local",
-    "debugging": "unittest doctest pdb bdb trace traceback tracemalloc timeit cProfile profile pstats logging warnings faulthandler",
     "files": "_pyio io pathlib shutil tempfile fileinput os posixpath ntpath genericpath glob fnmatch filecmp stat tarfile zipfile gzip bz2 lzma",
-    "formats": "configparser json csv pickle pickletools copyreg shelve dbm plistlib tomllib netrc xml html base64 quopri wave sqlite3",
-    "language": "ast tokenize dis inspect importlib symtable code codeop pkgutil runpy pyclbr py_compile compileall pydoc zipimport opcode",
-    "mail": "email mailbox smtplib poplib imaplib nntplib smtpd mimetypes",
-    "network": "http urllib ftplib socket socketserver ssl telnetlib ipaddress wsgiref xmlrpc cgi webbrowser selectors asyncore asynchat uuid",
-    "numbers": "_pydecimal decimal fractions statistics random numbers datetime _pydatetime _strptime calendar zoneinfo hmac secrets hashlib",
-    "programs": "argparse optparse getopt cmd distutils venv zipapp site sysconfig platform ctypes getpass",
-    "text": "difflib textwrap string stringprep re codecs encodings locale gettext shlex pprint reprlib",
-    "types": "collections _collections_abc heapq bisect enum dataclasses copy weakref graphlib functools operator contextlib types typing abc",
+    "network": "email http urllib mailbox smtplib poplib imaplib nntplib ftplib socket socketserver ssl ipaddress wsgiref xmlrpc cgi selectors",
+    "numbers": "_pydecimal decimal fractions statistics random numbers datetime _pydatetime _strptime calendar zoneinfo",
+    "testing": "unittest doctest pdb bdb trace traceback tracemalloc timeit cProfile profile pstats pydoc",
     "windows": "tkinter turtle turtledemo curses colorsys",
 }
-MOST = 450  # rows of an area
-WORDS = (6, 32)  # of a row
+MOST = 600  # rows of an area
+WORDS = (6, 24)  # of a row
 ANSWERS, BRIEF = 200, (4, 10)  # rows, and words of an answer
 
 
@@ -171,7 +165,8 @@ def _embedded(name: str) -> Path:
         with (folder / file).open("w", encoding="utf-8") as out:
             out.writelines(makers[name]())
 
-    return artifact(store_folder(fill, digest_json([name, sys.version, LAYOUT]))) / file
+    how = [AREAS, MOST, WORDS] if name == "python-areas" else []
+    return artifact(store_folder(fill, digest_json([name, sys.version, LAYOUT, *how]))) / file
 
 
 def _modules() -> Iterator[tuple[str, str]]:
@@ -213,12 +208,8 @@ def _sentences(text: str) -> Iterator[str]:
         for paragraph in re.split(r"\n\s*\n", told or ""):
             for sentence in re.split(r"(?<=[a-z)\"'][.!?]) (?=[A-Z])", " ".join(paragraph.split())):
                 letters = sum(letter.isalpha() or letter in " ,.;'" for letter in sentence)
-                if (
-                    WORDS[0] <= len(sentence.split()) <= WORDS[1]
-                    and sentence[0].isupper()
-                    and sentence[-1] in ".!?"
-                    and letters > 0.9 * len(sentence)
-                ):
+                whole = sentence[:1].isupper() and sentence[-1:] in ".!?" and letters > 0.9 * len(sentence)
+                if whole and WORDS[0] <= len(sentence.split()) <= WORDS[1]:
                     yield sentence
 
 
