@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from time import perf_counter
@@ -22,7 +23,11 @@ from etude.nn.surgery import evaluating
 
 WARM = 2  # forward passes, or training steps, before those that count
 COUNTED = 5  # training steps
-SECONDS = 1.0  # of forward passes
+SECONDS, PATIENCE = 1.0, 20.0  # of forward passes; of training steps at most, where the machine is slow
+
+
+class _Enough(Exception):
+    """Enough steps were timed."""
 
 
 def latency(model: Any, row: Example) -> float:
@@ -70,13 +75,16 @@ def training(attach: Callable[[Any, Data], Any], model: Any, data: Data, steps: 
 
     def loss_of(step: int) -> Tensor:
         stamps.append(perf_counter())
+        if step > 1 and stamps[-1] - stamps[0] > PATIENCE:
+            raise _Enough
         value = loss(made, [read[(step * SIZE + i) % len(read)] for i in range(SIZE)])
         seen.append(held())  # the activations are there, for the backward pass
         return value
 
-    fit(made, loss_of, Recipe(WARM + COUNTED + 1, 1e-6), 0, groups=groups(made))
+    with suppress(_Enough):
+        fit(made, loss_of, Recipe(WARM + COUNTED + 1, 1e-6), 0, groups=groups(made))
     spent = [after - before for before, after in pairwise(stamps)]
-    return Metrics(train=steps * statistics.median(spent[WARM:]), train_memory=float(max(seen)))
+    return Metrics(train=steps * statistics.median(spent[WARM:] or spent), train_memory=float(max(seen)))
 
 
 def load_seconds(load: Callable[[Path], Any], folder: Path) -> tuple[Any, float]:
