@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from etude.models._train import Terms
 
 SHARES = (0.7, 0.1, 0.1, 0.1)  # train, validation, choice, test
-PARAMETERS, CONTEXT = 400_000, 256
+PARAMETERS, CONTEXT = 300_000, 256
 LEAST = 64  # parameters a token of the vocabulary: at fewer the embedding is more than half of a model 32 wide
 JUDGED, BLOCK = 32_768, 128  # held-out tokens at most, and the tokens of an item
 LONG = 4  # times the trained context: what decoding costs there tells how it grows
