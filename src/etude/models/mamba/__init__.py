@@ -45,7 +45,7 @@ from typing import Any, Self
 
 from torch import nn
 
-from etude.models._size import check_counts, count, made, sized
+from etude.models._size import check_counts, check_rate, count, made, sized
 from etude.models.mamba.block import MambaMixer
 from etude.nn.decoder import EtudeDecoder
 from etude.nn.decoder_config import EtudeDecoderConfig
@@ -89,6 +89,7 @@ class Mamba:
 
     def __post_init__(self) -> None:
         check_counts(self, "layers", "width", "state", "kernel", "expand", "rank")
+        check_rate(self.rate)
 
     def points(self, budget: Any, subject: Any) -> list[Self]:
         """One operating point: the size is given."""

@@ -161,7 +161,8 @@ class MambaMixer(nn.Module):
         x_B1E, z_B1E = self.in_proj(u_B1D).chunk(2, -1)
         x_B1E = silu(self._convolved(x_B1E, state))
         delta_BLE, B, C = self._system(x_B1E)
-        y_BE, state["ssm"] = selective_step(x_B1E[:, 0].float(), delta_BLE[:, 0], self.A_EN, B, C, state["ssm"])
+        x_BE, delta_BE = _wide(x_B1E[:, 0]), delta_BLE[:, 0].expand(len(u_B1D), -1)
+        y_BE, state["ssm"] = selective_step(x_BE, delta_BE, self.A_EN, B, C, state["ssm"])
         return self._out(y_BE[:, None], x_B1E, z_B1E)
 
     @property

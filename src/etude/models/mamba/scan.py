@@ -128,7 +128,7 @@ def _doubled(x_BTE: Tensor, delta_BTE: Tensor, A_EN: Tensor, B: Tensor, C: Tenso
         a_BTEN, b_BTEN = torch.cat([a_BTEN[:, :reach], a_new], 1), torch.cat([b_BTEN[:, :reach], b_new], 1)
         reach *= 2
     h_BTEN = a_BTEN * h_BEN[:, None] + b_BTEN
-    return (h_BTEN * _wide(C)).sum(-1), h_BTEN[:, -1]
+    return (h_BTEN * _wide(C)).sum(-1), h_BTEN[:, -1].clone()  # a view would keep the whole chunk's states alive
 
 
 def _at(matrix: Tensor, t: int) -> Tensor:
