@@ -39,7 +39,7 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
     axes: ClassVar[Mapping[str, Axis]] = {
         "accuracy": Axis("share", "higher", "accuracy"),
         "f1": Axis("share", "higher", "macro F1"),
-        "loss": Axis("nats/token", "lower", "loss per answer token"),
+        "loss": Axis("nats/token", "lower", "answer loss"),
         "bytes": Axis("bytes", "lower", "bytes a task"),
         "parameters": Axis("", "lower", "trained parameters"),
         "train": Axis("s", "lower", "training time"),
@@ -48,8 +48,8 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
         "load": Axis("s", "lower", "load time"),
         "latency": Axis("s", "lower", "latency of a row"),
         "merged_latency": Axis("s", "lower", "latency of a row, merged"),
-        "forgetting": Axis("bits/byte", "lower", "forgetting: bits per byte more on general text"),
-        "drift": Axis("cosine", "lower", "forgetting: turn of the embeddings of general text"),
+        "forgetting": Axis("bits/byte", "lower", "forgetting of general text"),
+        "drift": Axis("1 - cosine", "lower", "forgetting: drift of general text's embeddings"),
     }
     budget_axes: ClassVar[Mapping[str, str]] = {"share": "bytes", "bytes": "bytes", "seconds": "train"}
     max_loss = 0.02
@@ -266,7 +266,10 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
 
         rows, train, folder = parts[Rows], Split.load(run.path("train"))[Rows], run.path("model")
         how, notes, most = reading(folder, train), list[str](), ROWS[kind_of(folder)]
-        notes.append(f"each contender trains {STEPS} steps of {SIZE} rows: {STEPS * SIZE} of the {len(train)} training rows, drawn by the seed")
+        seen = f"{STEPS * SIZE} of the {len(train)} training rows, drawn by the seed"
+        if STEPS * SIZE >= len(train):
+            seen = f"the {len(train)} training rows {STEPS * SIZE / len(train):.1f} times"
+        notes.append(f"each contender trains {STEPS} steps of {SIZE} rows: {seen}")
         if len(rows) > most:
             notes.append(f"{most} of the {len(rows)} rows are judged")
         if has_labels(rows):

@@ -237,7 +237,7 @@ def test_what_is_to_be_said_of_the_rows_is_said():
     train_rows = rows_of(text=[f"text {i}" for i in range(40)], label=["a", "b"] * 20)
     rows = rows_of(text=["x" * 300, "short", "other"], label=["a", "b", "c"])
     notes = "; ".join(FineTuning().check(Split(rows), run_on(folder, train_rows)))
-    assert "384 of the 40 training rows" in notes and "1 rows have a label that training never saw (c)" in notes
+    assert "the 40 training rows 9.6 times" in notes and "1 rows have a label that training never saw (c)" in notes
     assert "1 rows are longer than 128 tokens: the end of the text is cut off" in notes
     llama = planted.kept("llama", tiny_llama)
     asked = rows_of(prompt=["x" * 600, "short"], answer=["a", "b"])
