@@ -39,11 +39,9 @@ class Induction(Experiment[Synthetic]):
         Claim("without selection accuracy is at most 0.3 at twice the length", accuracy("invariant", 2), below(0.3), row="1"),
     )  # fmt: skip
     scales = {
-        "smoke": Synthetic("induction", 1, 8, (8, 16, 32, 64, 128, 512), steps=3, batch=8, trials=1, judged=8, width=16, state=4),
-        "desk": Synthetic("induction", 1, 32, (32, 64, 128, 512), steps=400),
-        "gpu": Synthetic(
-            "induction", 1, 256, (64, 128, 256, 512, 1024, 4096, 16384, 65536, 1048576), steps=20_000, batch=8, judged=64, width=64, state=16
-        ),
+        "smoke": Synthetic("induction", 1, 8, (1, 2, 4, 16), steps=3, batch=8, trials=1, judged=8, width=16, state=4),
+        "desk": Synthetic("induction", 1, 32, (1, 2, 4, 16), steps=400),
+        "gpu": Synthetic("induction", 1, 256, (1, 2, 4, 16, 64, 256, 1024, 4096), steps=20_000, batch=8, judged=64, width=64, state=16),
     }
     names = ("selective", "invariant", "rotary", "learned")
 
