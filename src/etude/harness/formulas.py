@@ -7,6 +7,7 @@ import unicodedata
 
 SIGNS = {  # of formulas, as a terminal shows them
     "approx": "≈",
+    "Big": "",
     "bar": "",
     "big": "",
     "ell": "l",
@@ -41,7 +42,9 @@ SIGNS = {  # of formulas, as a terminal shows them
     "rceil": "⌉",
     "rfloor": "⌋",
     "right": "",
+    "sim": "~",
     "sqrt": "√",
+    "succ": "≻",
     "sum": "Σ",
     "text": "",
     "tilde": "",
@@ -59,7 +62,7 @@ def untex(text: str) -> str:
 def _formula(match: re.Match[str]) -> str:
     inside = re.sub(r"\\(?:mathrm|text)\{([^{}]*)\}", r"\1", match[1] or match[2])
     inside = re.sub(r"\\[dt]?frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1)/(\2)", inside)
-    return re.sub(r"\\([A-Za-z]+)", _word, re.sub(r"\\[,;! ]", " ", inside)).replace("{", "(").replace("}", ")")
+    return re.sub(r"\\([A-Za-z]+)", _word, re.sub(r"\\[,;! ]", " ", inside.replace(r"\|", "‖"))).replace("{", "(").replace("}", ")")
 
 
 def _word(match: re.Match[str]) -> str:

@@ -12,7 +12,7 @@ one order only, which is just that case. **IPO** takes \(\Psi(q) = q\), which is
 \(h_\pi(y, y') = \frac{1}{\tau} \big( p^*(y \succ \mu) - p^*(y' \succ \mu) \big)\), found by least squares on single labels (17):
 
 $$ L_{IPO} = \mathbb{E}_{(y_w, y_l) \sim D} \Big[ \Big( h_\pi(y_w, y_l) - \frac{1}{2 \tau} \Big)^2 \Big], \qquad
-h_\pi(y_w, y_l) = \log \frac{\pi(y_w)\, \pi_{ref}(y_l)}{\pi(y_l)\, \pi_{ref}(y_w)} . $$
+h_\pi(y_w, y_l) = \log \pi(y_w) - \log \pi_{ref}(y_w) - \big( \log \pi(y_l) - \log \pi_{ref}(y_l) \big) . $$
 
 A pair is pushed until its log-ratio is \(1 / (2\tau)\), and then no further. With the share q of annotators who agree (column `rate`) the target is
 \((2q - 1) / (2\tau)\), so that a tie asks for nothing; other \(\Psi\) ask for \((\Psi(q) - \Psi(1 - q)) / (2\tau)\).
