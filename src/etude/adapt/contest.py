@@ -267,7 +267,7 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
         rows, train, folder = parts[Rows], Split.load(run.path("train"))[Rows], run.path("model")
         how, notes, most = reading(folder, train), list[str](), ROWS[kind_of(folder)]
         seen = f"{STEPS * SIZE} of the {len(train)} training rows, drawn by the seed"
-        if STEPS * SIZE >= len(train):
+        if len(train) <= STEPS * SIZE:
             seen = f"the {len(train)} training rows {STEPS * SIZE / len(train):.1f} times"
         notes.append(f"each contender trains {STEPS} steps of {SIZE} rows: {seen}")
         if len(rows) > most:
