@@ -11,6 +11,7 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Union
 
@@ -177,9 +178,9 @@ def _said(hint: Any) -> str:
 
 
 def options_of_source(tree: ast.Module, cls: str) -> list[Option] | None:
-    """The options as the source writes them; None where only the imported class can tell (it has bases, or a computed default)."""
+    """The options as the source writes them; None where only the imported class can tell (a base is a dataclass, or a default is computed)."""
     node = next((n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == cls), None)
-    if node is None or any(ast.unparse(base).partition("[")[0] not in ("Protocol", "Generic", "object") for base in node.bases):
+    if node is None or not all(_brings_none(tree, ast.unparse(base).partition("[")[0]) for base in node.bases):
         return None
     docs, found = attributes(ast.get_docstring(node) or ""), list[Option]()
     for field in node.body:
@@ -194,6 +195,20 @@ def options_of_source(tree: ast.Module, cls: str) -> list[Option] | None:
             return None
         found.append(Option(name, kind, default, docs.get(name, ""), required=field.value is None))
     return found
+
+
+def _brings_none(tree: ast.Module, base: str) -> bool:
+    """Whether a base class is known to bring no options: a family's private class that is no dataclass."""
+    if base in ("Protocol", "Generic", "object"):
+        return True
+    private = [i for i in tree.body if isinstance(i, ast.ImportFrom) and (i.module or "").rpartition(".")[2].startswith("_")]
+    module = next((str(i.module) for i in private if base in [alias.name for alias in i.names]), "")
+    spec = find_spec(module) if module else None
+    if spec is None or spec.origin is None:
+        return False
+    body = ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
+    found = next((n for n in body if isinstance(n, ast.ClassDef) and n.name == base), None)
+    return found is not None and not found.bases and not found.decorator_list
 
 
 def options_of_class(cls: type) -> list[Option]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, TaskType, get_peft_model
@@ -12,8 +13,35 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from etude.adapt._train import head_names
-from etude.data.contract import Budget
+from etude.data.contract import Budget, Data
 from etude.nn.surgery import block_linears, features, linear_layers
+
+
+class Pairs:
+    """What the kin of LoRA do alike; each is a dataclass of its own with the options `rank`, `alpha`, `dropout`, `targets` and `rate`."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: tuple[str, ...]
+    rate: float | None
+    start: ClassVar[float] = 1e-3  # where the search for a rate begins
+    kind: ClassVar[Mapping[str, Any]] = {}  # what tells it from LoRA, in the words of PEFT's LoraConfig
+
+    def __post_init__(self) -> None:
+        check_lora(self.rank, self.alpha, self.dropout, self.rate)
+
+    def points(self, budget: Budget, subject: PreTrainedModel) -> list[Self]:
+        """`rank`, and where a budget in bytes is smaller than that the largest power of two below it that fits."""
+        return [replace(cast(Any, self), rank=rank) for rank in ranks_within(budget, subject, self.rank, self.targets)]
+
+    def attach(self, model: PreTrainedModel, data: Data) -> PeftModel:
+        """Freeze `model` and put a pair beside each target layer.
+
+        Raises:
+            ValueError: a target matches no linear layer; the message lists the candidates.
+        """
+        return inject(model, lora_config(model, self.rank, self.alpha, self.dropout, self.targets, **self.kind), data.seed)
 
 
 def targets_of(model: PreTrainedModel, wanted: Sequence[str]) -> list[str]:

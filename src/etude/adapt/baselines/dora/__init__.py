@@ -12,14 +12,11 @@ weight is computed anew in each step.
     >>> model = Dora(rank=8).attach(model, data)      # a PeftModel
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
-from peft import PeftModel
-from transformers import PreTrainedModel
-
-from etude.adapt._peft import check_lora, inject, lora_config, ranks_within
-from etude.data.contract import Budget, Data
+from etude.adapt._peft import Pairs
 
 PAPER, ROLE, CLASS = "2402.09353", "contender", "Dora"
 ENTERS = ("adapt",)
@@ -28,7 +25,7 @@ TRAITS = ("trains", "low rank")
 
 
 @dataclass(frozen=True)
-class Dora:
+class Dora(Pairs):
     """Options of DoRA.
 
     Attributes:
@@ -44,19 +41,4 @@ class Dora:
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
     rate: float | None = None
-    start: ClassVar[float] = 1e-3  # where the search for a rate begins
-
-    def __post_init__(self) -> None:
-        check_lora(self.rank, self.alpha, self.dropout, self.rate)
-
-    def points(self, budget: Budget, subject: PreTrainedModel) -> list[Self]:
-        """`rank`, and where a budget in bytes is smaller than that the largest power of two below it that fits."""
-        return [replace(self, rank=rank) for rank in ranks_within(budget, subject, self.rank, self.targets)]
-
-    def attach(self, model: PreTrainedModel, data: Data) -> PeftModel:
-        """Freeze `model` and put a pair beside each target layer.
-
-        Raises:
-            ValueError: a target matches no linear layer; the message lists the candidates.
-        """
-        return inject(model, lora_config(model, self.rank, self.alpha, self.dropout, self.targets, use_dora=True), data.seed)
+    kind: ClassVar[Mapping[str, Any]] = {"use_dora": True}

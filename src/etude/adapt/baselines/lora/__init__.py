@@ -12,14 +12,9 @@ with a rate tuned at a small one: rslora scales for that.
     >>> model = Lora(rank=8).attach(model, data)      # a PeftModel
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
 
-from peft import PeftModel
-from transformers import PreTrainedModel
-
-from etude.adapt._peft import check_lora, inject, lora_config, ranks_within
-from etude.data.contract import Budget, Data
+from etude.adapt._peft import Pairs
 
 PAPER, ROLE, CLASS = "2106.09685", "contender", "Lora"
 ENTERS = ("adapt",)
@@ -28,7 +23,7 @@ TRAITS = ("trains", "low rank")
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(Pairs):
     """Options of LoRA.
 
     Attributes:
@@ -44,19 +39,3 @@ class Lora:
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
     rate: float | None = None
-    start: ClassVar[float] = 1e-3  # where the search for a rate begins
-
-    def __post_init__(self) -> None:
-        check_lora(self.rank, self.alpha, self.dropout, self.rate)
-
-    def points(self, budget: Budget, subject: PreTrainedModel) -> list[Self]:
-        """`rank`, and where a budget in bytes is smaller than that the largest power of two below it that fits."""
-        return [replace(self, rank=rank) for rank in ranks_within(budget, subject, self.rank, self.targets)]
-
-    def attach(self, model: PreTrainedModel, data: Data) -> PeftModel:
-        """Freeze `model` and put a pair beside each target layer.
-
-        Raises:
-            ValueError: a target matches no linear layer; the message lists the candidates.
-        """
-        return inject(model, lora_config(model, self.rank, self.alpha, self.dropout, self.targets), data.seed)

@@ -11,15 +11,14 @@ Use it when the base in 16 bits does not fit the memory that there is. Not other
     >>> model = Lora4bit(rank=8).attach(model, data)      # a PeftModel
 """
 
-from dataclasses import dataclass, replace
-from typing import ClassVar, Self
+from dataclasses import dataclass
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from etude.adapt._four_bit import known_to, pack
-from etude.adapt._peft import check_lora, inject, lora_config, ranks_within, targets_of
-from etude.data.contract import Budget, Data
+from etude.adapt._peft import Pairs, inject, lora_config, targets_of
+from etude.data.contract import Data
 from etude.nn.packing import Grid
 from etude.nn.surgery import refuse_quantised
 
@@ -30,7 +29,7 @@ TRAITS = ("trains", "low rank", "quantises")
 
 
 @dataclass(frozen=True)
-class Lora4bit:
+class Lora4bit(Pairs):
     """Options of LoRA on a 4-bit base.
 
     Attributes:
@@ -48,15 +47,10 @@ class Lora4bit:
     targets: tuple[str, ...] = ()
     group: int = 64
     rate: float | None = None
-    start: ClassVar[float] = 1e-3  # where the search for a rate begins
 
     def __post_init__(self) -> None:
-        check_lora(self.rank, self.alpha, self.dropout, self.rate)
+        super().__post_init__()
         Grid(4, self.group)
-
-    def points(self, budget: Budget, subject: PreTrainedModel) -> list[Self]:
-        """`rank`, and where a budget in bytes is smaller than that the largest power of two below it that fits."""
-        return [replace(self, rank=rank) for rank in ranks_within(budget, subject, self.rank, self.targets)]
 
     def attach(self, model: PreTrainedModel, data: Data) -> PeftModel:
         """Pack the linear layers of `model`'s blocks in place, and put a pair beside each target layer.
