@@ -1,19 +1,16 @@
 """The contest of adapters on planted data: the thin pair wins, the worn copy and the cheat lose, twins tie, and nothing else is told."""
 
-import json
-import random
 from pathlib import Path
 
 import pytest
+from known_answers import MOST, contender, named_between_twins, planted_contest, runs_of
 
 from etude import catalogue
 from etude.adapt import planted
 from etude.harness.check import at_work
-from etude.harness.compete import compete
 from etude.harness.intervals import paired_difference
 from etude.harness.recommend import recommend
-from etude.harness.request import Request
-from etude.measure.contract import Items, Metrics
+from etude.measure.contract import Metrics
 
 SEEDS = 3
 FIELD = ("head_only", "lora", "rslora", "dora", "lora_4bit", "few_shot_prompt")
@@ -21,27 +18,8 @@ FIELD = ("head_only", "lora", "rslora", "dora", "lora_4bit", "few_shot_prompt")
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    room = tmp_path_factory.mktemp("planted")
-    request = Request(
-        out=room / "out",
-        names=("full",),
-        family="adapt",
-        with_file=f"{planted.__file__}:ThinPair,WornPair,Idler,Twin,OtherTwin",
-        without=FIELD,
-        brought=planted.plant(room),
-        seeds=SEEDS,
-        dtype="float32",
-    )
-    compete(request, lambda line: None)
-    return json.loads((room / "out" / "results.json").read_text())
-
-
-def contender(results, name):
-    return next(one for one in results["contenders"] if one["name"] == name)
-
-
-def accuracies(results, name):
-    return [Metrics.from_json(seed["metrics"])["accuracy"] for seed in contender(results, name)["seeds"]]
+    room, classes = tmp_path_factory.mktemp("planted"), "ThinPair,WornPair,Idler,Twin,OtherTwin"
+    return planted_contest(planted, classes, room, names=("full",), family="adapt", without=FIELD, seeds=SEEDS, dtype="float32")
 
 
 def test_the_planted_winner_is_recommended(results):
@@ -50,7 +28,7 @@ def test_the_planted_winner_is_recommended(results):
 
 
 def test_the_degraded_copy_loses(results):
-    assert paired_difference(accuracies(results, planted.LOSER), accuracies(results, planted.WINNER)).high < 0
+    assert paired_difference(runs_of(results, planted.LOSER), runs_of(results, planted.WINNER)).high < 0
     assert not contender(results, planted.LOSER)["reached"]
 
 
@@ -89,22 +67,4 @@ def between_the_twins(results, rows):
 
 
 def test_contests_resampled_from_the_twins_runs_seldom_name_a_winner(results):
-    stored, dice, named = [run for name in planted.TWINS for run in accuracies(results, name)], random.Random(0), 0
-    rows = [contender(results, name) for name in (results["reference"], *planted.TWINS)]
-    base, count = accuracies(results, results["reference"])[:1], len(stored[0].ids)
-    for _ in range(100):
-        drawn, places = dice.sample(stored, 2 * SEEDS), dice.choices(range(count), k=count)
-        runs = (base, drawn[:SEEDS], drawn[SEEDS:])
-        told = between_the_twins(results, [with_runs(*pair, places) for pair in zip(rows, runs, strict=True)])
-        named += told["status"] == "recommended"
-    assert named <= 11, f"{named} of 100 contests between identical contenders named a winner"
-
-
-def with_runs(row, runs, places):
-    """A contender whose seeds gave these runs, each with its rows drawn again."""
-    seeds = []
-    for run in runs:
-        drawn = Items.of(range(len(places)), [run.top[i] for i in places], [run.bottom[i] for i in places])
-        old = row["seeds"][0]
-        seeds.append(old | {"metrics": old["metrics"] | Metrics(accuracy=drawn).to_json()})
-    return row | {"seeds": seeds}
+    assert named_between_twins(results, planted.TWINS, SEEDS, lambda rows: between_the_twins(results, rows)) <= MOST
