@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -93,7 +93,7 @@ def fit(
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not named:
         raise ValueError("nothing is to be trained: no parameter requires a gradient")
-    parts = list(groups) if groups is not None else by_shape(named.values(), recipe.decay)
+    parts = list(groups) if groups is not None else by_shape(named.values(), recipe.decay, spared(model))
     optimizer = torch.optim.AdamW(parts, lr=1.0, betas=recipe.betas, fused=True)  # one pass over the weights instead of a dozen
     factors = [group["lr"] for group in optimizer.param_groups]
     kept = _Checkpoints(checkpoints, named, optimizer) if checkpoints else None
@@ -115,12 +115,17 @@ def fit(
     return losses
 
 
-def by_shape(parameters: Iterable[nn.Parameter], decay: float) -> list[dict[str, Any]]:
-    """Groups in which matrices decay; vectors (norms, biases, scales) and what its module marks `_no_weight_decay` do not."""
+def by_shape(parameters: Iterable[nn.Parameter], decay: float, spared: Set[int] = frozenset()) -> list[dict[str, Any]]:
+    """Groups in which matrices decay; vectors (norms, biases, scales) and the parameters whose ids are `spared` do not."""
     parts = {True: list[nn.Parameter](), False: list[nn.Parameter]()}
     for parameter in parameters:
-        parts[parameter.ndim >= 2 and not getattr(parameter, "_no_weight_decay", False)].append(parameter)
+        parts[parameter.ndim >= 2 and id(parameter) not in spared].append(parameter)
     return [{"params": part, "weight_decay": decay if wide else 0.0, "lr": 1.0} for wide, part in parts.items() if part]
+
+
+def spared(model: nn.Module) -> set[int]:
+    """Ids of the parameters that their modules name in an attribute `no_decay`: copies and loads forget what is marked on the tensor itself."""
+    return {id(getattr(module, name)) for module in model.modules() for name in getattr(module, "no_decay", ())}
 
 
 def _step(

@@ -22,6 +22,13 @@ from etude.nn.cache import LayerState
 from etude.nn.decoder import Context
 
 # Dimensions: B batch, L length, D model width, E channels (expand * D), N state, R rank of the step size, K kernel.
+MEANINGS = {
+    "state": "it is how many numbers a channel remembers",
+    "kernel": "it is how many tokens the convolution sees",
+    "expand": "it is channels over model width",
+    "rank": "it is of the projection that gives the step sizes; left out, a sixteenth of the model's width",
+    "chunk": "it is how many steps lie between two states that are kept for the backward pass",
+}
 FASTEST, SLOWEST, FLOOR = 0.1, 1e-3, 1e-4  # step sizes at the start: drawn between the first two, none below the third
 
 
@@ -31,16 +38,9 @@ def check(**sizes: int | None) -> None:
     Raises:
         ValueError: names the size, its value and what it is.
     """
-    meanings = {
-        "state": "how many numbers a channel remembers",
-        "kernel": "how many tokens the convolution sees",
-        "expand": "channels over model width",
-        "rank": "of the projection that gives the step sizes; left out, a sixteenth of the model's width",
-        "chunk": "steps between two states that are kept for the backward pass",
-    }
     for name, size in sizes.items():
         if size is not None and size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}: it is {meanings.get(name, 'a count')}")
+            raise ValueError(f"{name} must be at least 1, got {size}: {MEANINGS[name]}")
 
 
 class MambaMixer(nn.Module):
@@ -98,8 +98,7 @@ class MambaMixer(nn.Module):
         self.A_log = nn.Parameter(torch.empty(self.channels, state))
         self.D = nn.Parameter(torch.empty(self.channels))
         self.out_proj = nn.Linear(self.channels, width, bias=bias)
-        for parameter in (self.A_log, self.D, *(() if selective else (self.B, self.C))):
-            parameter._no_weight_decay = True  # decay would drag A's time scales towards 1
+        self.no_decay = ("A_log", "D", *(() if selective else ("B", "C")))  # it would drag the time scales towards 1
         self.init_weights()
 
     @property

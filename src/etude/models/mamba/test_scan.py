@@ -228,17 +228,15 @@ def both_passes() -> list[torch.Tensor]:
 
 
 def test_the_number_of_threads_changes_no_bit_and_a_process_may_fork_afterwards(monkeypatch, tmp_path):
-    one, started = both_passes(), []
+    one, started, found = both_passes(), [], tmp_path / "found"
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # torch's own threads stay as they are: they do not survive a fork
     monkeypatch.setattr(cpu, "ThreadPoolExecutor", lambda count: started.append(count) or ThreadPoolExecutor(count))
     assert all(map(torch.equal, one, both_passes())) and started == [2, 2]
-    child = multiprocessing.get_context("fork").Process(
-        target=lambda: save_file(dict(zip("abcdefgh", both_passes(), strict=True)), tmp_path / "found")
-    )
+    child = multiprocessing.get_context("fork").Process(target=lambda: save_file(dict(zip("abcdefgh", both_passes(), strict=True)), found))
     child.start()
     child.join(60)
     assert child.exitcode == 0, "the child hung or fell"
-    assert all(map(torch.equal, one, load_file(tmp_path / "found").values()))
+    assert all(map(torch.equal, one, load_file(found).values()))
 
 
 def test_several_threads_may_scan_at_once():
