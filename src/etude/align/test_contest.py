@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from known_answers import MOST, contender, named_between_twins, planted_contest, runs_of
 
 from etude import catalogue
 from etude.align import _folders, planted
@@ -16,13 +16,12 @@ from etude.align.contest import PreferencePairs, preferred
 from etude.data import sources
 from etude.data.cache import artifact, store_folder
 from etude.data.contract import Data, Journal, Preferences, Split
-from etude.harness.compete import apply, compete
+from etude.harness.compete import apply
 from etude.harness.contract import Run
 from etude.harness.inputs import adopt
 from etude.harness.intervals import paired_difference
 from etude.harness.recommend import recommend
 from etude.harness.request import Request
-from etude.measure.contract import Items, Metrics
 from etude.nn.loading import load_decoder
 from etude.nn.tiny import byte_tokenizer, tiny_llama
 
@@ -32,27 +31,8 @@ DPO = "dpo:rate=1e-6,epochs=1"  # it hardly moves: no rival of the planted ones,
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    room = tmp_path_factory.mktemp("planted")
-    request = Request(
-        out=room / "out",
-        names=(DPO,),
-        family="align",
-        with_file=f"{planted.__file__}:ReadsPrompt,ReadsHalf,Shouts,Twin,OtherTwin",
-        without=("sft",),
-        brought=planted.plant(room),
-        seeds=SEEDS,
-        dtype="float32",
-    )
-    compete(request, lambda line: None)
-    return json.loads((room / "out" / "results.json").read_text())
-
-
-def contender(results, name):
-    return next(one for one in results["contenders"] if one["name"] == name)
-
-
-def accuracy(results, name):
-    return [Metrics.from_json(seed["metrics"])["accuracy"] for seed in contender(results, name)["seeds"]]
+    room, classes = tmp_path_factory.mktemp("planted"), "ReadsPrompt,ReadsHalf,Shouts,Twin,OtherTwin"
+    return planted_contest(planted, classes, room, names=(DPO,), family="align", without=("sft",), seeds=SEEDS, dtype="float32")
 
 
 def test_the_planted_winner_is_recommended(results):
@@ -61,7 +41,7 @@ def test_the_planted_winner_is_recommended(results):
 
 
 def test_the_degraded_copy_loses(results):
-    assert paired_difference(accuracy(results, planted.LOSER), accuracy(results, planted.WINNER)).high < 0
+    assert paired_difference(runs_of(results, planted.LOSER), runs_of(results, planted.WINNER)).high < 0
 
 
 def test_a_cheat_that_is_right_but_cannot_speak_any_more_loses(results):
@@ -87,25 +67,7 @@ def test_the_winner_is_deterministic_and_no_twin_is(results):
 
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_contests_resampled_from_the_twins_runs_seldom_name_a_winner(results, seeds):
-    stored, dice, named = [run for name in planted.TWINS for run in accuracy(results, name)], random.Random(seeds), 0
-    rows = [contender(results, name) for name in (results["reference"], *planted.TWINS)]
-    base, count = accuracy(results, results["reference"]), len(stored[0].ids)
-    for _ in range(200):
-        drawn, places = dice.sample(stored, 2 * seeds), dice.choices(range(count), k=count)
-        runs = (base[:seeds], drawn[:seeds], drawn[seeds:])
-        made = [with_runs(*pair, places) for pair in zip(rows, runs, strict=True)]
-        told = recommend(results | {"contenders": made, "floor": None})
-        named += told["status"] == "recommended" and told["name"] in planted.TWINS and results["reference"] not in told["close"]
-    assert named <= 18, f"{named} of 200 contests between identical contenders named a winner"
-
-
-def with_runs(row, runs, places):
-    """A contender whose seeds gave these runs, each with its pairs drawn again."""
-    seeds = []
-    for run in runs:
-        drawn = Items.of(range(len(places)), [run.top[i] for i in places], [run.bottom[i] for i in places])
-        seeds.append(row["seeds"][0] | {"metrics": row["seeds"][0]["metrics"] | Metrics(accuracy=drawn).to_json()})
-    return row | {"seeds": seeds}
+    assert named_between_twins(results, planted.TWINS, seeds, lambda rows: recommend(results | {"contenders": rows, "floor": None})) <= MOST
 
 
 def test_everything_of_the_table_is_measured(results):

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
 from datasets import Dataset
+from known_answers import MOST, contender, named_between_twins, planted_contest, runs_of
 
 from etude.cli.commands import compare
 from etude.data.contract import Data, Split, Text
-from etude.harness.compete import compete
 from etude.harness.contract import Run
 from etude.harness.intervals import paired_difference
 from etude.harness.recommend import recommend
-from etude.harness.request import Request
-from etude.measure.contract import Items, Metrics
 from etude.models import planted
 from etude.models._train import Terms, train
 from etude.models.contest import CONTEXT, LONG, Decoders, check_causal, check_size, reading, terms_of, within
@@ -38,26 +35,8 @@ def data_of(text=None, seed=1):
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    room = tmp_path_factory.mktemp("planted")
-    request = Request(
-        out=room / "out",
-        names=("llama:rate=0.003",),
-        family="models",
-        with_file=f"{planted.__file__}:Knows,KnowsHalf,LooksAhead,Twin,OtherTwin",
-        without=("gpt2_block",),
-        brought=planted.plant(room),
-        seeds=SEEDS,
-    )
-    compete(request, lambda line: None)
-    return json.loads((room / "out" / "results.json").read_text())
-
-
-def contender(results, name):
-    return next(one for one in results["contenders"] if one["name"] == name)
-
-
-def bits(results, name):
-    return [Metrics.from_json(seed["metrics"])["bits_per_byte"] for seed in contender(results, name)["seeds"]]
+    room, classes = tmp_path_factory.mktemp("planted"), "Knows,KnowsHalf,LooksAhead,Twin,OtherTwin"
+    return planted_contest(planted, classes, room, names=("llama:rate=0.003",), family="models", without=("gpt2_block",), seeds=SEEDS)
 
 
 def test_the_planted_winner_is_recommended_and_reaches_the_entropy_of_the_text(results):
@@ -67,7 +46,7 @@ def test_the_planted_winner_is_recommended_and_reaches_the_entropy_of_the_text(r
 
 
 def test_the_degraded_copy_loses(results):
-    assert paired_difference(bits(results, planted.LOSER), bits(results, planted.WINNER)).low > 0.5
+    assert paired_difference(runs_of(results, planted.LOSER), runs_of(results, planted.WINNER)).low > 0.5
 
 
 def test_the_cheat_is_found_out_and_the_others_go_on(results):
@@ -106,23 +85,8 @@ def test_between_the_twins_it_is_too_close_to_call(results):
 
 @pytest.mark.parametrize("seeds", [2, 3])
 def test_contests_resampled_from_the_twins_runs_seldom_name_a_winner(results, seeds):
-    stored, dice, named = [run for name in planted.TWINS for run in bits(results, name)], random.Random(seeds), 0
-    rows, count = [contender(results, name) for name in planted.TWINS], len(stored[0].ids)
-    alone = results | {"reference": rows[0]["name"], "noise": 0.0}
-    for _ in range(200):
-        drawn, places = dice.sample(stored, 2 * seeds), dice.choices(range(count), k=count)
-        runs = (drawn[:seeds], drawn[seeds:])
-        named += between_the_twins(alone, [with_runs(*pair, places) for pair in zip(rows, runs, strict=True)])["status"] == "recommended"
-    assert named <= 18, f"{named} of 200 contests between identical contenders named a winner"
-
-
-def with_runs(row, runs, places):
-    """A contender whose seeds gave these runs, each with its blocks drawn again."""
-    seeds = []
-    for run in runs:
-        drawn = Items.of(range(len(places)), [run.top[i] for i in places], [run.bottom[i] for i in places])
-        seeds.append(row["seeds"][0] | {"metrics": row["seeds"][0]["metrics"] | Metrics(bits_per_byte=drawn).to_json()})
-    return row | {"seeds": seeds}
+    alone = results | {"reference": planted.TWINS[0], "noise": 0.0}
+    assert named_between_twins(results, planted.TWINS, seeds, lambda rows: between_the_twins(alone, rows[1:])) <= MOST
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------------
