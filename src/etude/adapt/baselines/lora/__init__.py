@@ -12,9 +12,13 @@ with a rate tuned at a small one: rslora scales for that.
     >>> model = Lora(rank=8).attach(model, data)      # a PeftModel
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
-from etude.adapt._peft import Pairs
+from transformers import PreTrainedModel
+
+from etude.adapt._peft import Pairs, ranks_within
+from etude.data.contract import Budget
 
 PAPER, ROLE, CLASS = "2106.09685", "contender", "Lora"
 ENTERS = ("adapt",)
@@ -39,3 +43,8 @@ class Lora(Pairs):
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
     rate: float | None = None
+
+    def points(self, budget: Budget, subject: PreTrainedModel) -> list[Self]:
+        """A quarter of the rank and the rank, as far as a budget in bytes allows: where bytes are the cost, LoRA's own small ranks compete first."""
+        (most,) = ranks_within(budget, subject, self.rank, self.targets)
+        return [replace(self, rank=rank) for rank in sorted({max(1, most // 4), most})]

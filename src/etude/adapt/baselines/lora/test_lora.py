@@ -56,10 +56,10 @@ def test_the_rank_falls_until_the_budget_is_met(kind, tmp_path):
     def ranks(limit):
         return [point.rank for point in Lora(rank=16).points(Budget("bytes", limit, 1e9), model)]
 
-    assert ranks(1e9) == [16] and ranks(1.0) == [1]
+    assert ranks(1e9) == [4, 16] and ranks(1.0) == [1]
     tight = 0
     for limit in (2e4, 4e4, 8e4):
-        (rank,) = ranks(limit)
+        rank = ranks(limit)[-1]
         folder = tmp_path / str(rank)
         folder.mkdir(exist_ok=True)
         if not any(folder.iterdir()):
