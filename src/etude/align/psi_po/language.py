@@ -144,8 +144,8 @@ def seen(made: Any, tokenizer: PreTrainedTokenizerBase, run: Run, scale: Pairs, 
 
 def aligned(arm: str, run: Run, scale: Pairs) -> Metrics:
     """One training at the tuned rate: h on the training pairs against its target and over time, accuracy and KL on held-out prompts."""
-    rate = json.loads((run.path("prepared") / "rates.json").read_text())[arm]["rate"]
-    made, tokenizer, curve = trained(arm, run, scale, rate, scale.epochs)
+    tuned = json.loads((run.path("prepared") / "rates.json").read_text())[arm]
+    made, tokenizer, curve = trained(arm, run, scale, tuned["rate"], scale.epochs)
     train_part, _, held_out = rows_of(scale)
     reduction = scale.loss(arm)[1]
     ours = seen(made, tokenizer, run, scale, train_part, reduction, prompts=0)
@@ -160,7 +160,8 @@ def aligned(arm: str, run: Run, scale: Pairs) -> Metrics:
         curve=curve,
         kl=theirs.kl,
         accuracy=Items.of(range(len(theirs.h)), [float(h > 0) for h in theirs.h]),
-        rate=rate,
+        rate=tuned["rate"],
+        undertuned=float(tuned["edge"]),
     )
 
 
