@@ -1,9 +1,9 @@
-r"""DoRA: LoRA turns each output's row of weights, a trained number sets its length (arXiv 2402.09353, PEFT's implementation).
+r"""DoRA: LoRA turns each output's row of weights, a trained number sets its length.
 
 $$ W' = m \odot \frac{W + \frac{\alpha}{r} B A}{\lVert W + \frac{\alpha}{r} B A \rVert} $$
 
 with the norm of each row, taken as a constant in the backward pass, and m that norm at the start. One number an output more
-than LoRA; merged it costs nothing at inference.
+than LoRA; merged it costs nothing at inference. This is PEFT's own implementation.
 
 Use it at low ranks, where it is said to come nearer to full fine-tuning than LoRA does. Not when training time counts: the norm of every adapted
 weight is computed anew in each step.
