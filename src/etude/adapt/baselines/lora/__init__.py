@@ -2,8 +2,8 @@ r"""LoRA: beside each frozen weight a product of two thin matrices is trained.
 
 $$ y = W x + \frac{\alpha}{r} B A x, \qquad A \in \mathbb{R}^{r \times d},\; B \in \mathbb{R}^{o \times r} $$
 
-This is PEFT's own implementation. A is drawn, B is zero, so that training starts at the model as it was. Which layers: PEFT's own choice for the kind of model (query and value of
-every block), or those that `targets` names. Saved as a PEFT folder; merged it costs nothing at inference.
+This is PEFT's own implementation. A is drawn, B is zero, so that training starts at the model as it was. Which layers: PEFT's own choice for
+the kind of model (query and value of every block), or those that `targets` names. Saved as a PEFT folder; merged it costs nothing at inference.
 
 Use it by default when many tasks share a model. Not when a kilobyte counts (tied_lora shares the pair between layers), nor at ranks of 64 and more
 with a rate tuned at a small one: rslora scales for that.

@@ -1,9 +1,9 @@
 r"""LoRA on a 4-bit base: the frozen weights are held in four bits while the pair is trained.
 
-The idea is QLoRA's. Each weight is rounded to the nearest of 16 values of its group's range (`etude.nn.packing`: asymmetric integers; QLoRA has the NF4 codes of
-bitsandbytes, which is for CUDA). A layer is decoded when it is run, forwards and backwards, and never kept dense. The adapter learns on the rounded
-weights, and partly against the rounding. Saved is the adapter alone: `etude` rounds the base alike when it loads it, plain PEFT puts the adapter on
-the dense base.
+The idea is QLoRA's. Each weight is rounded to the nearest of 16 values of its group's range (`etude.nn.packing`: asymmetric integers; QLoRA has
+the NF4 codes of bitsandbytes, which is for CUDA). A layer is decoded when it is run, forwards and backwards, and never kept dense. The adapter learns
+on the rounded weights, and partly against the rounding. Saved is the adapter alone: `etude` rounds the base alike when it loads it, plain PEFT puts
+the adapter on the dense base.
 
 Use it when the base in 16 bits does not fit the memory that there is. Not otherwise: decoding costs time in every step, rounding costs quality.
 

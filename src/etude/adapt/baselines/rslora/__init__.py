@@ -2,8 +2,8 @@ r"""rsLoRA: LoRA whose product is scaled so that its gradient neither dies nor g
 
 $$ y = W x + \frac{\alpha}{\sqrt{r}} B A x $$
 
-This is PEFT's own implementation. With LoRA's \(\alpha / r\) a larger rank learns more slowly at the same rate; with \(\alpha / \sqrt r\) it learns alike. At one fixed rank it is
-LoRA with another scale, and a tuned rate takes most of the difference away.
+This is PEFT's own implementation. With LoRA's \(\alpha / r\) a larger rank learns more slowly at the same rate; with \(\alpha / \sqrt r\) it
+learns alike. At one fixed rank it is LoRA with another scale, and a tuned rate takes most of the difference away.
 
 Use it where ranks of 32 and more are compared or needed. Not instead of tuning the rate at a small rank.
 
