@@ -184,6 +184,6 @@ def test_hh_is_read_whole_but_for_empty_answers():
 def test_the_embedded_rows_ask_for_what_was_asked(tmp_path):
     part = load("python-answers", (Preferences,), {}, lambda line: None)[Preferences]
     asked, right, wrong = (list(part.column(role)) for role in ("prompt", "chosen", "rejected"))
-    assert len(part) == len(set(asked)) == len(set(right)) == 200 and sorted(right) == sorted(wrong)
+    assert len(part) == len(set(asked)) == len(set(right)) == 160 and sorted(right) == sorted(wrong)
     assert all(prompt.startswith("Q: What ") and prompt.endswith("\nA:") for prompt in asked)
     assert all(4 <= len(answer.split()) <= 10 and answer.startswith(" ") for answer in right)

@@ -41,7 +41,7 @@ AREAS = {  # chapters of the library reference, those near to each other togethe
 }
 MOST = 600  # rows of an area
 WORDS = (6, 24)  # of a row
-ANSWERS, BRIEF = 200, (4, 10)  # rows, and words of an answer
+ANSWERS, BRIEF = 160, (4, 10)  # rows, and words of an answer
 
 
 @dataclass(frozen=True)
