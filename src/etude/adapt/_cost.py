@@ -22,8 +22,8 @@ from etude.measure.contract import Metrics
 from etude.nn.surgery import evaluating
 
 WARM = 2  # forward passes, or training steps, before those that count
-COUNTED = 5  # training steps
-SECONDS, PATIENCE = 1.0, 20.0  # of forward passes; of training steps at most, where the machine is slow
+COUNTED = 4  # training steps
+SECONDS, PATIENCE = 0.6, 20.0  # of forward passes; of training steps at most, where the machine is slow
 
 
 class _Enough(Exception):

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from etude.data.chat import Message, turns
+from etude.data import chat
+from etude.data.chat import Message
 from etude.data.contract import Rows
 from etude.measure.quality import context_of
 
@@ -86,7 +88,7 @@ def dialogues(rows: Rows) -> Iterator[list[Message]]:
     if "messages" in rows.roles:
         for number, messages in enumerate(rows.column("messages"), 1):
             try:
-                yield turns(messages)
+                yield chat.turns(messages)
             except ValueError as error:
                 raise ValueError(f"row {number}: {error}") from None
         return
@@ -164,8 +166,11 @@ def rendered(dialogue: Sequence[Message], tokenizer: PreTrainedTokenizerBase, qu
 
 
 def _templated(dialogue: Sequence[Message], tokenizer: PreTrainedTokenizerBase, asking: bool = False) -> str:
-    turns_ = [{"role": message.role, "content": message.content} for message in dialogue]
-    return str(tokenizer.apply_chat_template(turns_, tokenize=False, add_generation_prompt=asking))
+    turns = [{"role": message.role, "content": message.content} for message in dialogue]
+    try:
+        return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asking))
+    except TemplateError as error:  # some templates know no system, or want speakers to take turns
+        raise ValueError(f"the model's chat template refuses a row ({error}): change the rows, or the template in the model's folder") from error
 
 
 def _plain(dialogue: Sequence[Message], tokenizer: PreTrainedTokenizerBase, quiet: int) -> tuple[str, list[tuple[int, int]]]:

@@ -274,7 +274,9 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
             notes.append(f"{most} of the {len(rows)} rows are judged")
         if has_labels(rows):
             notes += unseen(train, rows) + many(train, STEPS * SIZE)
-        cut = sum(row.cut > 0 for row in examples(rows.take(spread(len(rows), most)), how, load_tokenizer(folder)))
+        read = examples(rows.take(spread(len(rows), most)), how, load_tokenizer(folder))
+        refuse_unknown(folder, max(max(row.ids) for row in read))
+        cut = sum(row.cut > 0 for row in read)
         if cut:
             side = "the beginning of the prompt is cut off, the answer stays" if kind_of(folder) == "decoder" else "the end of the text is cut off"
             notes.append(f"{cut} rows are longer than {how.limit} tokens: {side}")
@@ -287,6 +289,15 @@ def many(train: Rows, seen: int) -> list[str]:
 
     count = len(names_of(train))
     return [f"{count} labels for {seen} rows of training: most labels are seen hardly once"] if 2 * count > seen else []
+
+
+def refuse_unknown(folder: Path, token: int) -> None:
+    """Refuse a tokenizer that knows tokens which the model lacks."""
+    from etude.nn.loading import config_of
+
+    count = config_of(folder).get("vocab_size")
+    if count and token >= count:
+        raise ValueError(f"the tokenizer writes token {token}, and the model knows {count}: the folder holds another model's tokenizer")
 
 
 def unseen(train: Rows, rows: Rows) -> list[str]:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PeftModel
 from sklearn.metrics import f1_score
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertConfig, BertModel
 
 from etude import catalogue
 from etude.adapt import planted
@@ -242,6 +242,13 @@ def test_what_is_to_be_said_of_the_rows_is_said():
     llama = planted.kept("llama", tiny_llama)
     asked = rows_of(prompt=["x" * 600, "short"], answer=["a", "b"])
     assert "the beginning of the prompt is cut off, the answer stays" in "; ".join(FineTuning().check(Split(asked), run_on(llama, asked)))
+
+
+def test_a_tokenizer_of_another_model_is_refused():
+    folder = planted.kept("few tokens", lambda: BertModel(BertConfig(vocab_size=50, hidden_size=32, num_hidden_layers=1, num_attention_heads=2)))
+    rows = planted.labelled()
+    with pytest.raises(ValueError, match="and the model knows 50: the folder holds another model's tokenizer"):
+        FineTuning().check(Split(rows), run_on(folder, rows))
 
 
 def test_many_labels_are_said_aloud():

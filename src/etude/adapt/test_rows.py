@@ -50,6 +50,13 @@ def test_a_template_that_renders_earlier_turns_otherwise_still_gives_the_last_an
     assert text == "5:22" and [text[low:high] for low, high in spans] == ["22"]
 
 
+def test_a_template_that_refuses_a_row_is_told():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}"
+    with pytest.raises(ValueError, match="chat template refuses a row .no system here"):
+        dialogue_example(TALK, tokenizer, 100)
+
+
 def test_the_beginning_of_a_long_prompt_is_cut_and_the_answer_stays():
     row = dialogue_example([Message("user", "x" * 50 + "why?"), Message("assistant", "because")], byte_tokenizer(), 20)
     text = byte_tokenizer().decode(row.ids)
