@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 # Dimensions: B batch, L length, E channels, N state, T steps of a chunk.
 CHUNK = 64
+TRITON = find_spec("triton") is not None
 KERNELS = ("auto", "sequential", "doubling", "numba", "triton")
 Matrix = Float[Tensor, "B L N"] | Float[Tensor, "E N"]  # of each token, or the same for all
 
@@ -57,7 +58,7 @@ def selective_scan(
     if chunk < 1:
         raise ValueError(f"a chunk has at least 1 step, got {chunk}")
     if kernel == "auto":
-        kernel = "numba" if x_BLE.device.type == "cpu" else "triton" if x_BLE.is_cuda and find_spec("triton") else "doubling"
+        kernel = "numba" if x_BLE.device.type == "cpu" else "triton" if x_BLE.is_cuda and TRITON else "doubling"
     dtype = torch.float64 if x_BLE.dtype == torch.float64 else torch.float32
     h_BEN = x_BLE.new_zeros(x_BLE.shape[0], *A_EN.shape, dtype=dtype) if h_BEN is None else h_BEN
     given = [tensor.to(dtype) for tensor in (x_BLE, delta_BLE, A_EN, B_BLN, C_BLN, h_BEN)]
@@ -152,7 +153,7 @@ def _kernels(kernel: str, device: torch.device) -> ModuleType:
 
         return cpu
     if kernel == "triton":
-        if not find_spec("triton"):
+        if not TRITON:
             raise ValueError('triton is not installed here: pip install triton, or take kernel="doubling"')
         from etude.models.mamba import cuda
 
@@ -195,7 +196,7 @@ def impulse(
     steps_L = torch.arange(length, device=A_EN.device, dtype=A_EN.dtype)
     decay_EN, weight_EN = delta_E[:, None] * A_EN, delta_E[:, None] * B_EN * C_EN
     terms = (weight_EN[:, n, None] * torch.exp(decay_EN[:, n, None] * steps_L) for n in range(A_EN.shape[1]))
-    return torch.stack(list(terms)).sum(0)
+    return sum(terms)
 
 
 def convolve(x_BLE: Float[Tensor, "B L E"], kernel_EL: Float[Tensor, "E L"]) -> Float[Tensor, "B L E"]:
