@@ -108,6 +108,11 @@ def kept(model: PreTrainedModel, places: int | Tensor) -> dict[str, int | Tensor
     return {"logits_to_keep": places} if "logits_to_keep" in inspect.signature(inner.forward).parameters else {}
 
 
+def lost(after: Scores, before: Scores, pairs: Sequence[Pair]) -> float:
+    """Nats a token by which the chosen answers became less likely: what a policy loses that runs away from both answers."""
+    return float((before.chosen - after.chosen).double().sum()) / sum(len(pair.chosen) for pair in pairs)
+
+
 def error_rate(ratio_N: Float[Tensor, " N"]) -> float:
     r"""Share of pairs that a normal distribution of these log-ratios gets wrong, \(\Phi(-\bar h / s_h)\): smooth where a count of few is not."""
     spread = float(ratio_N.double().std(correction=0))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from etude.align._pairs import TUNING, Pair, encode
-from etude.align._score import Scores, digest_of_model, error_rate, reference_scores, score
+from etude.align._score import Scores, digest_of_model, error_rate, lost, reference_scores, score
 from etude.align._traces import WHOLE, as_it_was, below, last, restore, room_of
 from etude.data.contract import Data, Preferences
 from etude.fit.tune import climb
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 # Dimensions: P pairs of a batch.
 Loss = Callable[["Batch"], Tensor]
+RUNAWAY = 0.25  # of the logarithm of the vocabulary: nats a token that the chosen answers may lose in a trial
 
 
 @dataclass(frozen=True)
@@ -159,13 +161,14 @@ class _Job:
 def tuned(job: _Job, held_out: list[Pair], reference: Scores, data: Data) -> float:
     """The rate whose short run, on half of the pairs or `TUNING`, prefers the chosen ones of `held_out` most clearly; trials are in the journal."""
     short = job.first(min(TUNING, max(1, len(job.pairs) // 2)))
+    far = RUNAWAY * math.log(job.policy.config.get_text_config().vocab_size)
 
     def trial(rate: float) -> float:
         before = None if job.settings.rank else copy.deepcopy(job.policy.state_dict())
         folder = below(data.journal.checkpoints, f"rate {rate:.6g}")
         try:
-            made = fit(replace(short, settings=replace(job.settings, rate=rate)), folder)
-            return error_rate(score(made, held_out).ratio(reference))
+            after = score(fit(replace(short, settings=replace(job.settings, rate=rate)), folder), held_out)
+            return error_rate(after.ratio(reference)) if lost(after, reference, held_out) < far else 1.0
         except Diverged:
             return 1.0  # as if every pair were wrong
         finally:

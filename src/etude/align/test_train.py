@@ -269,6 +269,14 @@ def test_a_trial_that_diverges_loses(tmp_path):
     assert data.journal.trials[0]["score"] == 1.0 and data.journal.settled["rate"] == pytest.approx(1.5e-3)
 
 
+@pytest.mark.parametrize(("limit", "wins"), [(0.25, True), (0.001, False)])
+def test_a_trial_that_runs_away_from_both_answers_loses(limit, wins, monkeypatch, tmp_path):
+    monkeypatch.setattr(_train, "RUNAWAY", limit)
+    data = journaled(tmp_path)
+    train(small(), data, Settings(start=1e-2, epochs=4, trials=1, rank=4), lambda batch: batch.chosen.mean() + 2 * batch.rejected.mean())
+    assert (data.journal.trials[0]["score"] < 1.0) == wins
+
+
 def test_an_interrupted_run_ends_where_the_undisturbed_one_does(tmp_path):
     every_2 = Settings(rate=1e-3, epochs=2, rank=4, every=2)
     whole = adapter(train(small(), data_of(24), every_2, loss_type=["sigmoid"], beta=0.5))

@@ -60,7 +60,7 @@ class DPO:
 
     def points(self, budget: Budget, subject: PreTrainedModel) -> list[Self]:
         """`beta`, and three and ten times as strong a hold: places on the front of accuracy against divergence."""
-        return [replace(self, beta=times * self.beta) for times in (1.0, 3.0, 10.0)]
+        return [replace(self, beta=float(f"{times * self.beta:.6g}")) for times in (1, 3, 10)]
 
     def train(self, policy: PreTrainedModel, data: Data) -> PreTrainedModel | PeftModel:
         """Train on the pairs and return the policy: a PEFT model around it, or itself where `rank` is 0.
