@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+from etude import catalogue
 from etude.data.cache import artifact, digest_json, home, trim, write_text
 from etude.harness.contract import Contest
 from etude.harness.display import shown
@@ -65,6 +66,7 @@ def compete(request: Request, say: Say, progress: Progress | None = None) -> dic
 def run_contest(referee: Referee, entrants: list[Entrant], say: Say) -> dict[str, Any]:
     """Points on the choice part, the chosen ones on the test part over seeds, then what is timed."""
     request, reference = referee.request, entrants[0]
+    reference.options = catalogue.to_options(catalogue.make(reference.entry, reference.options))  # as its points are written: built once
     referee.recall_reference(reference, "choice")
     first = referee.measure([(reference, reference.options, CHOOSING)], "choice")[0]
     if first.error:
@@ -220,8 +222,6 @@ def apply(
     Returns:
         The digest of the built folder, and what the model card says of it.
     """
-    from etude import catalogue
-
     entry = catalogue.find(name)
     if not entry.enters:
         raise ValueError(f"{name} is a {entry.role} and cannot be applied on its own")
