@@ -36,7 +36,7 @@ from etude.nn.tiny import byte_tokenizer, tiny_text
 if TYPE_CHECKING:
     from etude.harness.contract import Run
 
-TUNING = 1000  # the seed on which rates are tuned; no arm is measured on it
+TUNING = 1000  # rates are tuned on seeds from here on; no arm is measured on them
 TIMES = 1_000_003  # batches of different seeds never meet
 HELD_OUT = 1 << 40  # a seed beyond every training batch's
 TOGETHER = 1 << 17  # tokens that are judged in one pass
@@ -82,7 +82,8 @@ class Synthetic:
     Attributes:
         task: "induction" or "copying"; answers: tokens that are asked for.
         length: of the training sequences; stretches: multiples of it at which the accuracy is measured.
-        steps, batch, trials: optimizer steps, sequences of a step, rates that each arm may try.
+        steps, batch: optimizer steps, sequences of a step.
+        trials, tuners: rates that each arm may try, each on so many seeds (near the edge of stability some seeds fail).
         judged: sequences of each length.
         width, state: D and N of blocks, of which there are two.
     """
@@ -94,6 +95,7 @@ class Synthetic:
     steps: int
     batch: int = 64
     trials: int = 4
+    tuners: int = 3
     judged: int = 512
     width: int = 32
     state: int = 8
@@ -135,12 +137,15 @@ def answered(model: EtudeDecoder, task: Task, size: int, length: int, seed: int)
 
 
 def tune_tasks(arms: tuple[str, ...], run: Run, scale: Synthetic, folder: Path) -> None:
-    """Every arm's rate by the loss on fresh sequences of the training length."""
+    """Every arm's rate by the loss on fresh sequences of the training length, on average over several seeds."""
 
-    def score(arm: str, rate: float) -> float:
-        model = solve(arm, scale, rate, TUNING, run.device)
+    def loss(arm: str, rate: float, seed: int) -> float:
+        model = solve(arm, scale, rate, seed, run.device)
         with torch.inference_mode():
             return float(cross_entropy(*answered(model, Task(scale.task, scale.answers), scale.judged, scale.length, HELD_OUT)))
+
+    def score(arm: str, rate: float) -> float:
+        return statistics.fmean(loss(arm, rate, TUNING + k) for k in range(scale.tuners))
 
     tuned({arm: partial(score, arm) for arm in arms}, scale.rate, scale.trials, folder)
 

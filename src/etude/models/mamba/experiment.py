@@ -1,7 +1,7 @@
 """The études of Mamba: content-based tasks against a time-invariant system, cost against length, and language against a Llama.
 
 The margins are the sheet's. Beyond it: rotary and learned positions are both in the induction field, every arm's learning rate follows its own
-optimum (equally many trials on a seed that is not used again), and times are CPU seconds of one thread, so that runs beside each other disturb them
+optimum (equally many trials on seeds that are not used again), and times are CPU seconds of one thread, so that runs beside each other disturb them
 little. Cut at the desk: 600,000 tokens of language, and lengths up to 8,192.
 """
 
@@ -39,7 +39,7 @@ class Induction(Experiment[Synthetic]):
         Claim("without selection accuracy is at most 0.3 at twice the length", accuracy("invariant", 2), below(0.3), row="1"),
     )  # fmt: skip
     scales = {
-        "smoke": Synthetic("induction", 1, 8, (1, 2, 4, 16), steps=3, batch=8, trials=1, judged=8, width=16, state=4),
+        "smoke": Synthetic("induction", 1, 8, (1, 2, 4, 16), steps=3, batch=8, trials=1, tuners=1, judged=8, width=16, state=4),
         "desk": Synthetic("induction", 1, 32, (1, 2, 4, 16), steps=400),
         "gpu": Synthetic("induction", 1, 256, (1, 2, 4, 16, 64, 256, 1024, 4096), steps=20_000, batch=8, judged=64, width=64, state=16),
     }
@@ -68,7 +68,7 @@ class Copying(Experiment[Synthetic]):
         Claim("and at most 0.55 at twice the length", accuracy("invariant", 2), below(0.55), row="2"),
     )
     scales = {
-        "smoke": Synthetic("copying", 4, 8, (1, 2, 4), steps=3, batch=8, trials=1, judged=8, width=16, state=4),
+        "smoke": Synthetic("copying", 4, 8, (1, 2, 4), steps=3, batch=8, trials=1, tuners=1, judged=8, width=16, state=4),
         "desk": Synthetic("copying", 4, 24, (1, 2, 4), steps=550),
         "gpu": Synthetic("copying", 16, 4096, (1, 2, 4), steps=20_000, width=64, state=64),
     }
