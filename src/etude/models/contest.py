@@ -199,7 +199,8 @@ class Decoders(Contest["Terms", "Builder"]):
         config = config_of(folder)
         ours = str(config.get("model_type", "")).startswith("etude")
         shape = f"{config.get('num_hidden_layers', '?')} layers, {config.get('hidden_size', '?')} wide, {parameters(folder):,} parameters"
-        return {"shape": shape, "loads in": "transformers after `import etude`" if ours else "plain transformers"}
+        found = {"shape": shape, "loads in": "transformers after `import etude`" if ours else "plain transformers"}
+        return found | ({"recall/": "the small model of its kind that learned associative recall"} if (folder / "recall").is_dir() else {})
 
     def samples(self, folder: Path, held_out: Split, run: Run) -> list[str]:
         import torch
