@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from etude.align._score import kept
 from etude.data.cache import digest_json, memo
@@ -70,6 +70,13 @@ def sample(model: PreTrainedModel, prompts: Sequence[list[int]], tokens: int, en
                 stop = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
                 answers[row] = ids[:stop]
     return [answers[row] for row in range(len(prompts))]
+
+
+def ends_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the tokenizer's, and those of the model's generation defaults."""
+    given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    known = given if isinstance(given, list) else [given]
+    return [int(token) for token in dict.fromkeys([tokenizer.eos_token_id, *known]) if token is not None]
 
 
 class _plain(AbstractContextManager[None]):

@@ -130,7 +130,7 @@ def train(
     context, digest = context_of(policy, 1 << 30), digest_of_model(policy)
     pairs = encode(tokenizer, data.train[Preferences], context, tokens=None).pairs
     reference = None if chosen_only else reference_scores(policy, pairs, digest)
-    job = _Job(policy, tokenizer, settings, loss, chosen_only, config, data.seed, pairs, reference)
+    job = Job(policy, tokenizer, settings, loss, chosen_only, config, data.seed, pairs, reference)
     if settings.rate is None:
         held_out = encode(tokenizer, data.validation[Preferences], context, tokens=None, most=TUNING).pairs
         settings = replace(settings, rate=tuned(job, held_out, reference_scores(policy, held_out, digest), data))
@@ -138,7 +138,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """One training to be done, all but its pairs."""
 
     policy: PreTrainedModel
@@ -151,14 +151,14 @@ class _Job:
     pairs: list[Pair]
     reference: Scores | None
 
-    def first(self, count: int) -> _Job:
+    def first(self, count: int) -> Job:
         """The same on the first pairs only."""
         before = self.reference
         kept = Scores(before.chosen[:count], before.rejected[:count]) if before else None
         return replace(self, pairs=self.pairs[:count], reference=kept)
 
 
-def tuned(job: _Job, held_out: list[Pair], reference: Scores, data: Data) -> float:
+def tuned(job: Job, held_out: list[Pair], reference: Scores, data: Data) -> float:
     """The rate whose short run, on half of the pairs or `TUNING`, prefers the chosen ones of `held_out` most clearly; trials are in the journal."""
     short = job.first(min(TUNING, max(1, len(job.pairs) // 2)))
     far = RUNAWAY * math.log(job.policy.config.get_text_config().vocab_size)
@@ -180,12 +180,12 @@ def tuned(job: _Job, held_out: list[Pair], reference: Scores, data: Data) -> flo
     return found.rate
 
 
-def fit(job: _Job, checkpoints: Path | None) -> PreTrainedModel | PeftModel:
+def fit(job: Job, checkpoints: Path | None) -> PreTrainedModel | PeftModel:
     """One training at a given rate, resumed where `checkpoints` holds a whole checkpoint of it."""
-    with as_it_was(job.policy), _compact_head(), room_of(checkpoints) as room:
+    with as_it_was(job.policy), compact_head(), room_of(checkpoints) as room:
         if not job.settings.rank:
             job.policy.float()  # what is trained is float32: updates vanish below bfloat16's grid
-        trainer = _trainer()(job, rows_of(job), room, saves=checkpoints is not None)
+        trainer = trainer_class()(job, rows_of(job), room, saves=checkpoints is not None)
         trainer.train(resume_from_checkpoint=last(room))
         made: PreTrainedModel | PeftModel = trainer.model
     return made.eval()
@@ -197,7 +197,7 @@ def order_of(count: int, epochs: int, seed: int) -> list[int]:
     return [int(row) for _ in range(epochs) for row in torch.randperm(count, generator=dice)]
 
 
-def rows_of(job: _Job) -> Any:
+def rows_of(job: Job) -> Any:
     """The data set that the trainer reads from its first row to its last: all epochs, in the columns of TRL's collator."""
     from datasets import Dataset
 
@@ -216,7 +216,7 @@ def rows_of(job: _Job) -> Any:
     return Dataset.from_dict(columns)
 
 
-def config_of(job: _Job, rows: int, room: Path, saves: bool) -> Any:
+def config_of(job: Job, rows: int, room: Path, saves: bool) -> Any:
     """TRL's configuration: what is not said here is said by the technique or is the same for everyone."""
     from trl import DPOConfig
 
@@ -252,7 +252,7 @@ def config_of(job: _Job, rows: int, room: Path, saves: bool) -> Any:
 
 
 @functools.cache
-def _trainer() -> Any:
+def trainer_class() -> Any:
     """The trainer's class; TRL is imported when it is wanted.
 
     Raises:
@@ -274,7 +274,7 @@ def _trainer() -> Any:
             return batch | {name: torch.tensor([example[name] for example in examples]) for name in ("weight", "rate")}
 
     class PairTrainer(DPOTrainer):  # type: ignore[misc]
-        def __init__(self, job: _Job, rows: Any, room: Path, saves: bool) -> None:
+        def __init__(self, job: Job, rows: Any, room: Path, saves: bool) -> None:
             self.job, rank = job, job.settings.rank
             lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM") if rank else None
             super().__init__(
@@ -347,7 +347,7 @@ def _trainer() -> Any:
 
 
 @contextmanager
-def _compact_head() -> Iterator[None]:
+def compact_head() -> Iterator[None]:
     """TRL opens the vocabulary at completion tokens only where it runs Triton, and at every token elsewhere, since some devices compile by shape.
 
     A processor does not: a third of a step is saved there. The losses are the same.

@@ -17,7 +17,7 @@ from etude.measure.contract import Items, Metrics
 
 if TYPE_CHECKING:
     import numpy as np
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from etude.align._pairs import Encoded
 
@@ -281,13 +281,6 @@ def told(found: Encoded, part: Preferences, most: int, context: int) -> list[str
 def preferred(ratio_N: Any) -> list[float]:
     """1 where the chosen answer is preferred, 0 where the rejected one is, 1/2 for neither."""
     return [0.5 * (1.0 + float(sign)) for sign in ratio_N.sign().tolist()]
-
-
-def ends_of(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: the tokenizer's, and those of the model's generation defaults."""
-    given = getattr(model.generation_config, "eos_token_id", None) if getattr(model, "generation_config", None) else None
-    known = given if isinstance(given, list) else [given]
-    return [int(token) for token in dict.fromkeys([tokenizer.eos_token_id, *known]) if token is not None]
 
 
 CONTESTS = (PreferencePairs,)

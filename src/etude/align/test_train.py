@@ -330,7 +330,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
 
 def test_without_trl_it_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
-    _train._trainer.cache_clear()
+    _train.trainer_class.cache_clear()
     with pytest.raises(ValueError, match=r"pip install 'etude\[align\]'"):
         train(small(), data_of(12), QUICK, loss_type=["sigmoid"], beta=0.1)
 

@@ -50,8 +50,8 @@ from transformers import PreTrainedModel
 
 from etude.adapt._train import head_names
 from etude.adapt.tied_lora.pair import KINDS, Bundle, Store, TiedPart, bundles, count
-from etude.compress.laser.matrices import all_matrices
 from etude.data.contract import Budget, Data
+from etude.nn.matrices import all_matrices
 from etude.nn.surgery import linear_layers
 from etude.nn.tuner import Injected, attach, refuse_adapted
 

@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from etude.compress.laser.matrices import type_of
 from etude.nn.adapted import Part
+from etude.nn.matrices import type_of
 from etude.nn.surgery import features
 
 KINDS = ("A", "B", "u", "v")

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from etude.align._pairs import Pair, encode
 from etude.align._score import score
-from etude.align._train import Loss, Settings, _compact_head, _Job, _trainer, rows_of
+from etude.align._train import Job, Loss, Settings, compact_head, rows_of, trainer_class
 from etude.align.psi_po.language import OWN
 from etude.align.psi_po.losses import psi_po_loss
 from etude.data.assets import model_folder
@@ -60,8 +60,8 @@ def batch_of(
     """
     config = {"loss_type": ["ipo"], "beta": TAU} if loss is None else {}
     settings = Settings(rate=1e-4, epochs=1, batch=len(pairs), rank=rank)
-    job = _Job(policy, tokenizer, settings, loss, False, config, 0, list(pairs), score(policy, pairs))
-    trainer = _trainer()(job, rows_of(job), room, saves=False)
+    job = Job(policy, tokenizer, settings, loss, False, config, 0, list(pairs), score(policy, pairs))
+    trainer = trainer_class()(job, rows_of(job), room, saves=False)
     dice = torch.Generator().manual_seed(0)
     for name, weight in trainer.model.named_parameters():
         if "lora_B" in name:
@@ -89,7 +89,7 @@ def main() -> None:
             ready[name] = batch_of(load_decoder(folder, options.dtype), tokenizer, rated, loss, Path(room))
         for turn in range(options.rounds + 1):
             for name, (trainer, batch) in ready.items():
-                with nullcontext() if name == PEER else _compact_head():
+                with nullcontext() if name == PEER else compact_head():
                     taken, values[name] = step(trainer, batch)
                 if turn:  # the first round warms up
                     spent.setdefault(name, []).append(taken)

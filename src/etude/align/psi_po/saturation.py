@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from etude.align._judge import divergence, sample
+from etude.align._judge import divergence, ends_of, sample
 from etude.align._pairs import Pair, encode
 from etude.align._score import Scores, score
 from etude.align.psi_po.losses import check_reduction, target_of
@@ -144,10 +144,3 @@ def reference_of(policy: PreTrainedModel | PeftModel, reference: PreTrainedModel
             yield policy
     else:
         raise ValueError("the policy is no PEFT model, so its weights before training are gone: give the reference")
-
-
-def ends_of(policy: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end a reply."""
-    told = getattr(policy.generation_config, "eos_token_id", None)
-    told = [told] if isinstance(told, int) else list(told or [])
-    return sorted({*told, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])})

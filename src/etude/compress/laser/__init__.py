@@ -38,10 +38,11 @@ from typing import Self
 import torch
 from transformers import PreTrainedModel
 
-from etude.compress.laser.matrices import TYPES, Matrix, matrices
+from etude.compress.laser.matrices import matrices
 from etude.compress.laser.rank import Intervention, rank_of, reduce, stored_numbers
 from etude.compress.laser.search import candidates, search, validation_score
 from etude.data.contract import Budget, Data
+from etude.nn.matrices import TYPES, Matrix
 from etude.nn.surgery import refuse_quantised
 
 PAPER, ROLE, CLASS = "2312.13558", "contender", "Laser"

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 import torch
 from transformers import PreTrainedModel
 
-from etude.compress.laser.matrices import Matrix
 from etude.compress.laser.rank import Intervention, intervened
 from etude.data.contract import Data, Journal, Rows, Text
 from etude.measure.contract import number
 from etude.measure.quality import answer_nll, bits_per_byte, score_answers
+from etude.nn.matrices import Matrix
 
 log = logging.getLogger(__name__)
 Score = Callable[[PreTrainedModel], float]

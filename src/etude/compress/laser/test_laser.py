@@ -26,13 +26,14 @@ from etude.compress.laser.analysis import (
 )
 from etude.compress.laser.experiment import EXPERIMENTS
 from etude.compress.laser.facts import relation
-from etude.compress.laser.matrices import all_matrices, matrices, type_of
+from etude.compress.laser.matrices import matrices
 from etude.compress.laser.rank import Intervention, complement, decompose, factors, intervened, low_rank, rank_of, reduce
 from etude.compress.laser.search import candidates, search, validation_score
 from etude.compress.laser.world import World, ask, corpus, train_world
 from etude.data.contract import Budget, Data, Journal, Rows, Split, Text
 from etude.measure.contract import Items
 from etude.nn.factored import FactoredLinear
+from etude.nn.matrices import all_matrices, type_of
 from etude.nn.surgery import weight_of
 from etude.nn.tiny import byte_tokenizer, tiny_text
 
