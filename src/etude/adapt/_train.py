@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 import math
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,6 +20,7 @@ from etude.adapt._rows import SILENT, Example, batch_of, drawn, examples, spread
 from etude.data.contract import Data, Rows
 from etude.fit.loop import Recipe, by_shape, fit
 from etude.fit.tune import climb
+from etude.measure.contract import NotFinite
 from etude.nn.surgery import evaluating
 
 STEPS, SIZE, TRIALS = 48, 8, 4  # optimizer steps, rows a batch, rates tried
@@ -55,7 +55,8 @@ def train(
         The loss of every step: nats a row for a label head, nats an answer token otherwise.
 
     Raises:
-        ValueError: nothing requires a gradient, a label is unknown, or the loss is no number (the step is named, the last checkpoint stays).
+        NotFinite: the loss is no number: the step is named, the last checkpoint stays.
+        ValueError: nothing requires a gradient, or a label is unknown.
     """
     rows: Rows = data.train[Rows]
     places = [drawn(len(rows), size, step, data.seed) for step in range(steps)]
@@ -84,23 +85,14 @@ def tune(model: Any, data: Data, start: float, *, trials: int = TRIALS, steps: i
     before = {name: parameter.detach().clone() for name, parameter in trained(model)}
 
     def score(rate: float) -> float:
-        try:
-            return data.journal.once({"rate": rounded(rate)}, lambda: trial(rounded(rate)))
-        except Diverged:
-            return math.inf
+        return data.journal.once({"rate": rounded(rate)}, lambda: trial(rounded(rate)))
 
     def trial(rate: float) -> float:
         restore(model, before)
-        try:
-            train(model, data, rate, steps=steps, size=size, checkpoints=place_of(data, rate))
-        except ValueError as error:
-            if str(error).startswith("the loss is"):
-                raise Diverged(str(error)) from error
-            raise
+        train(model, data, rate, steps=steps, size=size, checkpoints=data.journal.room({"rate": rate}))
         value = mean_loss(model, judged)
         if not math.isfinite(value):
-            raise Diverged(f"the loss on the validation rows is {value} at rate {rate:g}")
-        forget_worse(data, rate, value)
+            raise NotFinite(f"the loss on the validation rows is {value} at rate {rate:g}")
         return value
 
     found = climb(start, score, trials)
@@ -108,24 +100,6 @@ def tune(model: Any, data: Data, start: float, *, trials: int = TRIALS, steps: i
     data.journal.settle(rate=rounded(found.rate))
     data.journal.chosen = found.words()
     return rounded(found.rate)
-
-
-def place_of(data: Data, rate: float) -> Path | None:
-    """Where a training at this rate keeps its checkpoints: the one that a search found best is not repeated."""
-    return data.journal.checkpoints and data.journal.checkpoints / f"rate {rate:g}"
-
-
-def forget_worse(data: Data, rate: float, value: float) -> None:
-    """Remove the checkpoints of all trials but the best, this one included."""
-    best = all(value < trial["score"] for trial in data.journal.trials)
-    if data.journal.checkpoints:
-        for folder in data.journal.checkpoints.glob("rate *"):
-            if (folder == place_of(data, rate)) != best:
-                shutil.rmtree(folder, ignore_errors=True)
-
-
-class Diverged(ValueError):
-    """A training whose loss became no number."""
 
 
 def rounded(rate: float) -> float:

@@ -85,7 +85,7 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
 
     def build(self, contender: Any, subject: PreTrainedModel, data: Data, folder: Path) -> None:
         """Attach, tune the rate where the contender leaves it open, train, save."""
-        from etude.adapt._train import START, place_of, train, trained, tune
+        from etude.adapt._train import START, train, trained, tune
 
         model = self.call(contender, subject, data)
         if trained(model):
@@ -94,7 +94,7 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
             rate = contender.rate
             if rate is None:
                 rate = tune(model, data, getattr(contender, "start", START), trials=self.trials)
-            train(model, data, rate, checkpoints=place_of(data, rate))
+            train(model, data, rate, checkpoints=data.journal.room({"rate": rate}))
         self.save(model, data, folder)
 
     def save(self, made: Any, data: Data, folder: Path) -> None:

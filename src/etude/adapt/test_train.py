@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from etude.adapt import planted
 from etude.adapt._rows import examples
-from etude.adapt._train import HEAD, groups, mean_loss, place_of, train, trained, tune
+from etude.adapt._train import HEAD, groups, mean_loss, train, trained, tune
 from etude.adapt.baselines.full import Full
 from etude.adapt.baselines.lora import Lora
 from etude.data.contract import Data, Journal, Rows, Split
@@ -62,13 +62,13 @@ def test_all_rates_are_tried_equally_from_the_same_start_and_remembered(tmp_path
     rate = tune(made, Data(data.train, data.validation, 0, data.tokenizer, journal), 1e-3, steps=6)
     assert len(journal.trials) == 4 and journal.settled == {"rate": rate} and f"{rate:g}" in {f"{t['options']['rate']:g}" for t in journal.trials}
     assert all(torch.equal(p, before[name]) for name, p in trained(made))
-    assert journal.chosen.startswith("rate") and [folder.name for folder in tmp_path.glob("*.checkpoints/*")] == [f"rate {rate:g}"]
+    assert journal.chosen.startswith("rate") and [folder.name for folder in tmp_path.glob("*.checkpoints/*")] == [f"rate {rate}"]
     again = Journal(tmp_path / "trials.jsonl")
     start = time.perf_counter()
     assert tune(made, Data(data.train, data.validation, 0, data.tokenizer, again), 1e-3, steps=10**6) == rate  # nothing is trained again
     assert time.perf_counter() - start < 5
     trials, calls = Data(data.train, data.validation, 0, data.tokenizer, again), []
-    losses = train(made, trials, rate, steps=6, checkpoints=place_of(trials, rate), say=calls.append)  # the best trial's, taken as it is
+    losses = train(made, trials, rate, steps=6, checkpoints=again.room({"rate": rate}), say=calls.append)  # the best trial's, taken as it is
     assert len(losses) == 6 and not calls and any(not torch.equal(p, before[name]) for name, p in trained(made))
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from etude.align._pairs import Pair
 from etude.data.cache import digest_json, memo
+from etude.measure.contract import NotFinite
 from etude.nn.surgery import evaluating
 
 # Dimensions: N pairs, S sequences (N chosen ones, then N rejected ones), T tokens, K positions that are scored, V vocabulary.
@@ -41,7 +42,7 @@ def score(model: PreTrainedModel, pairs: Sequence[Pair]) -> Scores:
         for rows in _batches(sequences, int(model.config.get_text_config().vocab_size)):
             summed_S[rows] = _log_probabilities(model, [sequences[row] for row in rows])
     if not torch.isfinite(summed_S).all():
-        raise ValueError("the model's log-probabilities are not finite (NaN or infinity): its weights or its dtype are broken")
+        raise NotFinite("the model's log-probabilities are not finite (NaN or infinity): its weights or its dtype are broken")
     return Scores(*summed_S.chunk(2))
 
 

@@ -33,6 +33,7 @@ from etude.align._score import Scores, digest_of_model, error_rate, lost, refere
 from etude.align._traces import WHOLE, as_it_was, below, last, restore, room_of
 from etude.data.contract import Data, Preferences
 from etude.fit.tune import climb
+from etude.measure.contract import NotFinite
 from etude.measure.quality import context_of
 
 if TYPE_CHECKING:
@@ -106,10 +107,6 @@ class Batch:
         return (self.chosen - self.reference_chosen) / self.chosen_tokens - (self.rejected - self.reference_rejected) / self.rejected_tokens
 
 
-class Diverged(ValueError):
-    """The loss is no number any more."""
-
-
 def train(
     policy: PreTrainedModel, data: Data, settings: Settings, loss: Loss | None = None, *, chosen_only: bool = False, **config: Any
 ) -> PreTrainedModel | PeftModel:
@@ -165,11 +162,10 @@ def tuned(job: Job, held_out: list[Pair], reference: Scores, data: Data) -> floa
 
     def trial(rate: float) -> float:
         before = None if job.settings.rank else copy.deepcopy(job.policy.state_dict())
-        folder = below(data.journal.checkpoints, f"rate {rate:.6g}")
         try:
-            after = score(fit(replace(short, settings=replace(job.settings, rate=rate)), folder), held_out)
+            after = score(fit(replace(short, settings=replace(job.settings, rate=rate)), data.journal.room({"rate": rate})), held_out)
             return error_rate(after.ratio(reference)) if lost(after, reference, held_out) < far else 1.0
-        except Diverged:
+        except NotFinite:
             return 1.0  # as if every pair were wrong
         finally:
             restore(job.policy, before)
@@ -293,7 +289,7 @@ def trainer_class() -> Any:
             value = self.own_loss(model, inputs) if self.job.loss else super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if not torch.isfinite(value):
                 step, rate = self.state.global_step + 1, self.job.settings.rate
-                raise Diverged(
+                raise NotFinite(
                     f"the loss is {float(value)} at step {step} of {self.state.max_steps} (rate {rate:g}): lower the rate, or look at the pairs"
                 )
             return value
@@ -325,7 +321,7 @@ def trainer_class() -> Any:
             """Written whole, marked afterwards; weights that are no numbers are not kept."""
             bad = [name for name, weight in self.model.named_parameters() if weight.requires_grad and not torch.isfinite(weight).all()]
             if bad:
-                raise Diverged(
+                raise NotFinite(
                     f"the weights are no numbers after step {self.state.global_step} (rate {self.job.settings.rate:g}, {bad[0]}): lower the rate"
                 )
             Trainer._save_checkpoint(self, model, trial)

@@ -23,8 +23,9 @@ from etude.align._pairs import encode, fitted
 from etude.align._score import error_rate, score
 from etude.align._tiny import data_of, part_of, tiny_rows
 from etude.align._traces import WHOLE
-from etude.align._train import Diverged, Settings, order_of, train
+from etude.align._train import Settings, order_of, train
 from etude.data.contract import Data, Journal, Preferences, Split
+from etude.measure.contract import NotFinite
 from etude.nn.tiny import byte_tokenizer, tiny_gpt2, tiny_llama
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -252,7 +253,7 @@ def poisoned(step):
 
 def test_a_loss_that_is_no_number_stops_with_its_step_and_the_last_checkpoint_stays(tmp_path):
     data, every_2 = journaled(tmp_path), Settings(rate=1e-3, epochs=2, rank=4, every=2)
-    with pytest.raises(Diverged, match=r"the loss is nan at step 6 of 8 \(rate 0.001\): lower the rate"):
+    with pytest.raises(NotFinite, match=r"the loss is nan at step 6 of 8 \(rate 0.001\): lower the rate"):
         train(small(), data, every_2, poisoned(6))
     kept = sorted(folder.name for folder in (tmp_path / "trials.checkpoints" / "final").iterdir() if (folder / WHOLE).exists())
     assert kept == ["checkpoint-2", "checkpoint-4"]

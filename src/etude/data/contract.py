@@ -136,6 +136,10 @@ class Journal:
         """A folder for the checkpoints of what is being built; None without a path."""
         return self.path.with_suffix(".checkpoints") if self.path else None
 
+    def room(self, options: Mapping[str, Any]) -> Path | None:
+        """Where the trial of these options keeps its checkpoints; those of the best trial stay, so that what it trained need not be trained again."""
+        return self.checkpoints and self.checkpoints / ", ".join(f"{name} {value}" for name, value in options.items())
+
     def settle(self, **options: Any) -> None:
         """Say what the search settled on, as options of the technique."""
         self.settled.update(options)
@@ -156,6 +160,9 @@ class Journal:
         if self.path:
             with self.path.open("a") as file:
                 file.write(json.dumps(trial) + "\n")
+            best = min(self.trials, key=lambda one: float(one["score"]))
+            for room in {self.room(one["options"]) for one in self.trials} - {self.room(best["options"]), None}:
+                shutil.rmtree(cast(Path, room), ignore_errors=True)
         return float(trial["score"])
 
 

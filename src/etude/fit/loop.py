@@ -19,6 +19,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from etude.measure.contract import NotFinite
+
 Say = Callable[[str], None]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -88,7 +90,8 @@ def fit(
         The loss of every step, those before a resume included.
 
     Raises:
-        ValueError: nothing is to be trained, or the loss is no number: the step is named, and the last checkpoint stays.
+        NotFinite: the loss is no number: the step is named, and the last checkpoint stays.
+        ValueError: nothing is to be trained.
     """
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not named:
@@ -137,7 +140,7 @@ def _step(
         loss: Any = loss_of(step)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise ValueError(f"the loss is {value} at step {step + 1} of {recipe.steps} (rate {recipe.rate:g}): lower the rate, or look at the data")
+            raise NotFinite(f"the loss is {value} at step {step + 1} of {recipe.steps} (rate {recipe.rate:g}): lower the rate, or look at the data")
         optimizer.zero_grad()
         loss.backward()
     if recipe.clip:

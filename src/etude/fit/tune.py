@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from etude.measure.contract import NotFinite
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -30,7 +32,7 @@ def climb(start: float, score: Callable[[float], float], trials: int, factor: fl
     """Exactly `trials` scores (lower is better) along the ladder start * factor^k.
 
     The untried neighbours of the best value come first, the upper one before the lower; once both are known, the gaps beside the best are halved.
-    A score that is no number counts as infinitely bad (a diverged trial).
+    A score that is no number, or that raises NotFinite, counts as infinitely bad (a diverged trial).
 
     Raises:
         ValueError: no trial gave a number.
@@ -44,7 +46,10 @@ def climb(start: float, score: Callable[[float], float], trials: int, factor: fl
 
     for _ in range(trials):
         place = _next(best(), order) if order else 0.0
-        value = score(start * factor**place)
+        try:
+            value = score(start * factor**place)
+        except NotFinite:
+            value = math.inf
         scores[place] = value if math.isfinite(value) else math.inf
         order.append(place)
     found = best()

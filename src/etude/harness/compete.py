@@ -95,7 +95,8 @@ def run_contest(referee: Referee, entrants: list[Entrant], say: Say) -> dict[str
     if reference.label not in seeds or seeds[reference.label][0].error:
         why = seeds[reference.label][0].error if reference.label in seeds else reference.error or "it was not measured"
         raise ValueError(f"the reference {reference.label} failed on the {held_out} part, so that nothing can be compared: {why}")
-    again = referee.measure([(reference, reference.options, CHOOSING)], held_out, again=1)[0]
+    once = seeds[reference.label][0]
+    again = referee.measure([(reference, once.options, once.seed)], held_out, again=1)[0]
     for entrant in entrants:
         good = [one for one in seeds.get(entrant.label, []) if not one.error]
         if good:

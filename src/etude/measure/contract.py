@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 
+class NotFinite(ValueError):
+    """A loss, or what a model answers, is no finite number: a rate was too high, or weights are broken."""
+
+
 @dataclass(frozen=True)
 class Items:
     """Per-item records; the number they stand for is `sum(top) / sum(bottom)`.

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from etude.data.cache import digest_json
 from etude.data.contract import Part
-from etude.measure.contract import Items, Metrics
+from etude.measure.contract import Items, Metrics, NotFinite
 from etude.nn.surgery import evaluating
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def log_probabilities(model: PreTrainedModel, windows: Windows, limit: int | Non
             for row, logits_WV in enumerate(logits_BWV):
                 logprobs_TV = logits_WV[:-1].float().log_softmax(-1)
                 if not torch.isfinite(logprobs_TV.sum(0)[0]):
-                    raise ValueError("the model's logits are not finite (NaN or infinity): its weights or its dtype are broken")
+                    raise NotFinite("the model's logits are not finite (NaN or infinity): its weights or its dtype are broken")
                 yield start + row, logprobs_TV
 
 
@@ -311,7 +311,7 @@ def _scored(model: PreTrainedModel, pairs: list[tuple[list[int], list[int]]]) ->
         logprobs_TV = logits_BTV[row, low : low + len(told)].float().log_softmax(-1)
         gold_T1 = logprobs_TV.gather(-1, torch.tensor(told, device=logprobs_TV.device)[:, None])
         if not torch.isfinite(gold_T1).all():
-            raise ValueError("the model's logits are not finite (NaN or infinity): its weights or its dtype are broken")
+            raise NotFinite("the model's logits are not finite (NaN or infinity): its weights or its dtype are broken")
         rank = int((logprobs_TV > gold_T1).sum(-1).max())
         scored.append(Scored(-float(gold_T1.double().sum()), len(told), rank))
     return scored

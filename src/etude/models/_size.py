@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 
@@ -17,28 +18,44 @@ TOLERANCE = 0.02
 REACH = 0.35  # of the size: how far off a plain shape may be for `stretch` to be tried
 
 
-def check_counts(options: object, *names: str) -> None:
-    """Refuse options that are given and below 1, and a depth without a width.
+class Sized:
+    """What the options of all blocks share: checks, the one operating point, and a model of the size that is asked for."""
 
-    Raises:
-        ValueError: it is so.
-    """
-    given = {name: getattr(options, name) for name in names}
-    for name, value in given.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
-    if (given.get("layers") is None) != (given.get("width") is None):
-        raise ValueError(f"give layers and width, or neither: got layers {given.get('layers')} and width {given.get('width')}")
+    COUNTS: ClassVar[tuple[str, ...]]  # options that are at least 1
+    layers: int | None
+    width: int | None
+    rate: float | None
 
+    def __post_init__(self) -> None:
+        for name in ("layers", "width", *self.COUNTS):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if (self.layers is None) != (self.width is None):
+            raise ValueError(f"give layers and width, or neither: got layers {self.layers} and width {self.width}")
+        if self.rate is not None and not (math.isfinite(self.rate) and self.rate > 0):
+            raise ValueError(f"rate is a number above 0, or left out, got {self.rate}")
 
-def check_rate(rate: float | None) -> None:
-    """Refuse a learning rate that is given and is no number above 0.
+    @property
+    def shapes(self) -> list[tuple[int, int]] | None:
+        """The one (layers, width) that is given; None where the size decides."""
+        return None if self.layers is None or self.width is None else [(self.layers, self.width)]
 
-    Raises:
-        ValueError: it is so.
-    """
-    if rate is not None and not (math.isfinite(rate) and rate > 0):
-        raise ValueError(f"rate is a number above 0, or left out, got {rate}")
+    def points(self, budget: Any, subject: Any) -> list[Self]:
+        """One operating point: the size is given."""
+        return [self]
+
+    def config(self, vocabulary: int, parameters: int) -> EtudeDecoderConfig:
+        """The configuration that `build` builds."""
+        raise NotImplementedError
+
+    def build(self, vocabulary: int, parameters: int) -> EtudeDecoder:
+        """An untrained decoder for so many tokens, its size within 2 % of `parameters`.
+
+        Raises:
+            ValueError: no width and depth, or not the given ones, come near enough.
+        """
+        return made(self.config(vocabulary, parameters))
 
 
 def made(config: EtudeDecoderConfig) -> EtudeDecoder:

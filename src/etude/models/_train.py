@@ -6,7 +6,6 @@ learning rate is the size: the search starts at 6e-4 (125e6 / N)^(1/3), a cube r
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +32,6 @@ STEPS = 20_000
 EVERY = 25  # steps between checkpoints
 DECAY, BETAS, FINAL, WARMUP = 0.1, (0.9, 0.95), 0.1, 0.1
 JUDGED = 16_384  # validation tokens that judge a rate at most
-DIVERGED = ("the loss is", "the model's logits are not finite")  # how an error begins that the rate is to blame for
 
 # Dimensions: B windows of a batch, T tokens of a window.
 
@@ -118,7 +116,8 @@ def train(model: PreTrainedModel, terms: Terms, data: Data, rate: float, checkpo
         The loss of every step, nats a token.
 
     Raises:
-        ValueError: the text is shorter than a window, or the loss is no number: the step is named, the last checkpoint stays.
+        NotFinite: the loss is no number: the step is named, the last checkpoint stays.
+        ValueError: the text is shorter than a window.
     """
     assert data.tokenizer is not None
     stream = Stream(data.train[Text], data.tokenizer, terms.context)
@@ -159,12 +158,7 @@ def tune(make: Callable[[], PreTrainedModel], terms: Terms, data: Data, trials: 
     """
 
     def score(rate: float) -> float:
-        try:
-            return data.journal.once({"rate": rounded(rate)}, lambda: judged(trained(make, terms, data, rounded(rate)), terms, data))
-        except ValueError as error:
-            if str(error).startswith(DIVERGED):
-                return math.inf
-            raise
+        return data.journal.once({"rate": rounded(rate)}, lambda: judged(trained(make, terms, data, rounded(rate)), terms, data))
 
     found = climb(usual_rate(terms.parameters), score, trials)
     if settle:
@@ -175,8 +169,8 @@ def tune(make: Callable[[], PreTrainedModel], terms: Terms, data: Data, trials: 
 
 def trained(make: Callable[[], PreTrainedModel], terms: Terms, data: Data, rate: float) -> PreTrainedModel:
     """A model that was trained at this rate, from its last checkpoint if there is one."""
-    model, kept = make(), data.journal.checkpoints
-    train(model, terms, data, rate, kept and kept / f"{rate:.3g}")
+    model = make()
+    train(model, terms, data, rate, data.journal.room({"rate": rate}))
     return model
 
 
@@ -184,7 +178,8 @@ def judged(model: PreTrainedModel, terms: Terms, data: Data) -> float:
     """Bits per byte of the validation text.
 
     Raises:
-        ValueError: the model answers NaN, or the text is shorter than a window.
+        NotFinite: the model answers NaN.
+        ValueError: the text is shorter than a window.
     """
     assert data.tokenizer is not None
     found: Any = bits_per_byte(model, data.tokenizer, data.validation[Text], tokens=JUDGED, window=terms.context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import random
 import tempfile
 from collections.abc import Iterable, Mapping
@@ -110,12 +109,7 @@ def tuned_rates(task: Task, arms: Iterable[str], scale: Scale) -> dict[str, Any]
     found, tried, (judging, _) = dict[str, float](), dict[str, Any](), split(task, scale)
 
     def score(arm: str, rate: float) -> float:
-        try:
-            model, tokenizer = adapted(task, arm, found | {arm: rate}, scale, TUNING)
-        except ValueError as error:
-            if str(error).startswith("the loss is"):
-                return math.inf  # it diverged
-            raise
+        model, tokenizer = adapted(task, arm, found | {arm: rate}, scale, TUNING)
         rows = task.some(judging, model, tokenizer, scale, TUNING, training=False)
         return _train.mean_loss(model, examples(rows, model, tokenizer))
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from etude.align._train import Batch, Diverged, Loss, Settings, train
+from etude.align._train import Batch, Loss, Settings, train
 from etude.align.psi_po.losses import psi_po_loss
 from etude.align.psi_po.saturation import Saturation, saturation
 from etude.data.assets import model_folder
@@ -24,7 +24,7 @@ from etude.data.contract import Data, Preferences, Split
 from etude.data.corpora import Piece, fetch
 from etude.data.sources import load
 from etude.fit.tune import climb
-from etude.measure.contract import Items, Metrics
+from etude.measure.contract import Items, Metrics, NotFinite
 from etude.nn.loading import load_decoder, load_tokenizer
 from etude.nn.tiny import byte_tokenizer, tiny_llama
 
@@ -130,7 +130,7 @@ def tune(run: Run, scale: Pairs, folder: Path) -> None:
 def _trial(arm: str, run: Run, scale: Pairs, rate: float) -> float:
     try:
         made, tokenizer, _ = trained(arm, run, scale, rate, scale.trial_epochs)
-    except Diverged:
+    except NotFinite:
         return math.inf
     h = seen(made, tokenizer, run, scale, rows_of(scale)[1], scale.loss(arm)[1], prompts=0).h
     return -statistics.fmean(h) / (statistics.pstdev(h) or 1.0)  # without a spread nothing was learned

@@ -30,14 +30,13 @@ embeddings included, norms do not.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Literal
 
 from torch import nn
 
 from etude.models._attention import heads_for
-from etude.models._size import by_hidden, check_counts, check_rate, made, sized
+from etude.models._size import Sized, by_hidden, sized
 from etude.models.llama.blocks import Attention, SwiGLU, hidden_width
-from etude.nn.decoder import EtudeDecoder
 from etude.nn.decoder_config import EtudeDecoderConfig
 
 PAPER, ROLE, CLASS = "2302.13971", "contender", "Llama"
@@ -59,7 +58,7 @@ def channel_mixer(config: EtudeDecoderConfig, layer: int) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Llama:
+class Llama(Sized):
     """Options of a Llama; what is left at None follows from the size that is asked for.
 
     Attributes:
@@ -88,21 +87,7 @@ class Llama:
     attention: Literal["fused", "blocks"] = "fused"
     rate: float | None = None
 
-    def __post_init__(self) -> None:
-        check_counts(self, "layers", "width", "heads", "kv_heads", "hidden", "context")
-        check_rate(self.rate)
-
-    def points(self, budget: Any, subject: Any) -> list[Self]:
-        """One operating point: the size is given."""
-        return [self]
-
-    def build(self, vocabulary: int, parameters: int) -> EtudeDecoder:
-        """An untrained Llama for so many tokens, its size within 2 % of `parameters`.
-
-        Raises:
-            ValueError: no width and depth, or not the given ones, come near enough.
-        """
-        return made(self.config(vocabulary, parameters))
+    COUNTS = ("heads", "kv_heads", "hidden", "context")
 
     def config(self, vocabulary: int, parameters: int) -> EtudeDecoderConfig:
         """The configuration that `build` builds."""
@@ -111,8 +96,7 @@ class Llama:
             tied = 4 * vocabulary * width > parameters if self.tied is None else self.tied
             return replace(self, tied=tied, layers=layers, width=width).shape(vocabulary)
 
-        shapes = None if self.layers is None or self.width is None else [(self.layers, self.width)]
-        return sized(make, parameters, None if self.heads is None else 2 * self.heads, by_hidden(2, 4) if self.hidden is None else None, shapes)
+        return sized(make, parameters, None if self.heads is None else 2 * self.heads, by_hidden(2, 4) if self.hidden is None else None, self.shapes)
 
     def shape(self, vocabulary: int) -> EtudeDecoderConfig:
         """The configuration of these layers and this width, whatever its size; `hidden` is rounded up to a multiple of 256, below 1,024 wide of 8."""

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from etude.data.assets import model_folder
 from etude.fit.loop import fit
 from etude.fit.tune import Tuned, climb
-from etude.measure.contract import Items, Metrics
+from etude.measure.contract import Items, Metrics, NotFinite
 from etude.models._size import made
 from etude.models.llama.convert import from_hugging_face, to_hugging_face
 from etude.models.llama.recipe import recipe
@@ -108,7 +108,7 @@ def tuned(score: Callable[[float], float], start: float) -> Tuned:
         if rate not in seen:
             try:
                 seen[rate] = score(rate)
-            except ValueError:  # the loss was no number
+            except NotFinite:
                 seen[rate] = math.inf
         return seen[rate]
 

@@ -74,7 +74,7 @@ def pretrain(model: PreTrainedModel, mixture: Mixture, recipe: Recipe, batch: in
         The loss of every step, nats a token.
 
     Raises:
-        ValueError: the loss is no number; the step is named, the last checkpoint stays.
+        NotFinite: the loss is no number; the step is named, the last checkpoint stays.
     """
 
     def loss_of(step: int) -> Tensor:

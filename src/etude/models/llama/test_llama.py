@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
 
 from etude.data.assets import model_folder
+from etude.measure.contract import NotFinite
 from etude.models._size import TOLERANCE, count, made
 from etude.models.llama import Llama
 from etude.models.llama.arms import checkpoint, greedy, tuned
@@ -350,7 +351,7 @@ def test_the_search_for_a_rate_goes_on_while_the_best_is_the_outermost():
     def score(rate: float) -> float:
         tried.append(rate)
         if rate > 0.05:
-            raise ValueError("the loss is nan")
+            raise NotFinite("the loss is nan")
         return -rate
 
     found = tuned(score, 3e-3)

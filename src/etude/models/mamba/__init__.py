@@ -41,13 +41,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Self
 
 from torch import nn
 
-from etude.models._size import check_counts, check_rate, count, made, sized
+from etude.models._size import Sized, count, sized
 from etude.models.mamba.block import MambaMixer
-from etude.nn.decoder import EtudeDecoder
 from etude.nn.decoder_config import EtudeDecoderConfig
 
 PAPER, ROLE, CLASS = "2312.00752", "contender", "Mamba"
@@ -64,7 +62,7 @@ def mixer(config: EtudeDecoderConfig, layer: int) -> nn.Module:
 
 
 @dataclass(frozen=True)
-class Mamba:
+class Mamba(Sized):
     """Options of Mamba; what is left at None follows from the size that is asked for.
 
     Attributes:
@@ -87,21 +85,7 @@ class Mamba:
     selective: bool = True
     rate: float | None = None
 
-    def __post_init__(self) -> None:
-        check_counts(self, "layers", "width", "state", "kernel", "expand", "rank")
-        check_rate(self.rate)
-
-    def points(self, budget: Any, subject: Any) -> list[Self]:
-        """One operating point: the size is given."""
-        return [self]
-
-    def build(self, vocabulary: int, parameters: int) -> EtudeDecoder:
-        """An untrained Mamba for so many tokens (rounded up to a multiple of 8), its size within 2 % of `parameters`.
-
-        Raises:
-            ValueError: no width and depth, or not the given ones, come near enough.
-        """
-        return made(self.config(vocabulary, parameters))
+    COUNTS = ("state", "kernel", "expand", "rank")
 
     def config(self, vocabulary: int, parameters: int) -> EtudeDecoderConfig:
         """The configuration that `build` builds."""
@@ -116,8 +100,7 @@ class Mamba:
             more = round((size + missing - count(config)) / (2 * self.expand * width * layers))
             return config if self.rank else replace(self, rank=min(max(usual + more, 1), 2 * usual), layers=layers, width=width).shape(vocabulary)
 
-        shapes = None if self.layers is None or self.width is None else [(self.layers, self.width)]
-        return sized(make, parameters, stretch=stretch, shapes=shapes, blocks=2)
+        return sized(make, parameters, stretch=stretch, shapes=self.shapes, blocks=2)
 
     def shape(self, vocabulary: int) -> EtudeDecoderConfig:
         """The configuration of these layers and this width, whatever its size."""

@@ -44,22 +44,8 @@ TOGETHER = 1 << 17  # tokens that are judged in one pass
 
 def tuned(scores: dict[str, Callable[[float], float]], start: float, trials: int, folder: Path) -> None:
     """Write `rates.json`: every arm's best rate by equally many trials, each search following its own optimum."""
-    found = {arm: climb(start, _finite(score), trials) for arm, score in scores.items()}
+    found = {arm: climb(start, score, trials) for arm, score in scores.items()}
     (folder / "rates.json").write_text(json.dumps({arm: _told(one) for arm, one in found.items()}))
-
-
-def _finite(score: Callable[[float], float]) -> Callable[[float], float]:
-    """The score; infinite where the training diverged."""
-
-    def scored(rate: float) -> float:
-        try:
-            return score(rate)
-        except ValueError as error:
-            if str(error).startswith("the loss is"):
-                return float("inf")
-            raise
-
-    return scored
 
 
 def _told(one: Tuned) -> dict[str, float]:

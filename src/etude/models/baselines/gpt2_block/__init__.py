@@ -14,15 +14,14 @@ it will read, and no longer, since each position costs D parameters.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Self
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import initialization as init
 
 from etude.models._attention import attend, heads_for
-from etude.models._size import by_hidden, check_counts, check_rate, made, sized
-from etude.nn.decoder import Context, EtudeDecoder
+from etude.models._size import Sized, by_hidden, sized
+from etude.nn.decoder import Context
 from etude.nn.decoder_config import EtudeDecoderConfig
 
 ROLE, CLASS = "contender", "Gpt2Block"
@@ -86,7 +85,7 @@ def residual_std(config: EtudeDecoderConfig) -> float:
 
 
 @dataclass(frozen=True)
-class Gpt2Block:
+class Gpt2Block(Sized):
     """Options of a GPT-2; what is left at None follows from the size that is asked for.
 
     Attributes:
@@ -105,26 +104,15 @@ class Gpt2Block:
     eps: float = 1e-5
     rate: float | None = None
 
-    def __post_init__(self) -> None:
-        check_counts(self, "layers", "width", "heads", "context")
-        check_rate(self.rate)
+    COUNTS = ("heads", "context")
 
-    def points(self, budget: Any, subject: Any) -> list[Self]:
-        """One operating point: the size is given."""
-        return [self]
-
-    def build(self, vocabulary: int, parameters: int) -> EtudeDecoder:
-        """An untrained GPT-2 for so many tokens, its size within 2 % of `parameters`.
-
-        Raises:
-            ValueError: no width and depth, or not the given ones, come near enough.
-        """
+    def config(self, vocabulary: int, parameters: int) -> EtudeDecoderConfig:
+        """The configuration that `build` builds."""
 
         def make(layers: int, width: int) -> EtudeDecoderConfig:
             return replace(self, layers=layers, width=width).shape(vocabulary)
 
-        shapes = None if self.layers is None or self.width is None else [(self.layers, self.width)]
-        return made(sized(make, parameters, self.heads, by_hidden(3, 5), shapes))
+        return sized(make, parameters, self.heads, by_hidden(3, 5), self.shapes)
 
     def shape(self, vocabulary: int, hidden: int | None = None) -> EtudeDecoderConfig:
         """The configuration of these layers and this width, whatever its size."""
