@@ -110,7 +110,7 @@ def test_speed_chooses_the_faster_point_and_size_the_smaller():
 
     referee = Referee.__new__(Referee)
     referee.contest, referee.limits, referee.max_loss, referee.reference_cost = catalogue.contest("compress"), [], 0.5, None
-    referee.reference = {"choice": Metrics(bits_per_byte=1.0, bytes=10.0)}
+    referee.base = Metrics(bits_per_byte=1.0, bytes=10.0)
     tried = [Measured({}, 0, metrics=Metrics(bits_per_byte=1.0, bytes=b, decode=speed, prefill=1.0)) for b, speed in ((5.0, 10.0), (6.0, 1000.0))]
     for prefer, place in (("speed", 1), ("size", 0)):
         referee.request = Request(Path(), prefer=prefer)

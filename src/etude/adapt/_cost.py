@@ -14,8 +14,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from etude.adapt._recipe import SIZE
 from etude.adapt._rows import SILENT, Example, batch_of, examples
-from etude.adapt._train import SIZE, computing, groups, loss, widen
+from etude.adapt._train import computing, groups, loss, widen
 from etude.data.contract import Data, Rows
 from etude.fit.loop import Recipe, fit
 from etude.measure.contract import Metrics

@@ -16,18 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from etude.adapt._recipe import EVERY, HEAD, JUDGED, SIZE, STEPS, TRIALS
 from etude.adapt._rows import SILENT, Example, batch_of, drawn, examples, spread
 from etude.data.contract import Data, Rows
 from etude.fit.loop import Recipe, by_shape, fit
 from etude.fit.tune import climb
 from etude.measure.contract import NotFinite
 from etude.nn.surgery import evaluating
-
-STEPS, SIZE, TRIALS = 48, 8, 4  # optimizer steps, rows a batch, rates tried
-HEAD = 20.0  # the label head's rate as a multiple of the others'
-EVERY = 24  # steps between checkpoints
-JUDGED = 128  # validation rows that judge a rate at most
-START = 1e-3  # where the search for a rate begins, for a contender that names no `start`
 
 Say = Callable[[str], None]
 

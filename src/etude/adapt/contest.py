@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from etude.adapt._recipe import JUDGED, SIZE, START, STEPS, TRIALS
 from etude.data.contract import Data, Rows, Split
 from etude.harness.contract import Axis, Contest, Estimate, Need, Run
 from etude.measure.contract import Metrics
@@ -30,6 +32,7 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
     brings = (
         Need("model", "model", "what to adapt: a Hugging Face folder, a hub name, minilm (an encoder) or smollm2 (a decoder)", "minilm"),
         Need("data", "data", "rows to learn: text and label, prompt and answer, or chat messages (JSONL, CSV, Parquet...)", "python-areas"),
+        Need("steps", "number", f"optimizer steps, of {SIZE} rows each, that every contender trains", str(STEPS)),
     )
     kinds = (Rows,)
     field = ("full", "head_only", "lora", "rslora", "dora", "lora_4bit", "few_shot_prompt")
@@ -53,7 +56,7 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
     }
     budget_axes: ClassVar[Mapping[str, str]] = {"share": "bytes", "bytes": "bytes", "seconds": "train"}
     max_loss = 0.02
-    trials = 4
+    trials = TRIALS
     seeds = 3
 
     def split(self, parts: Split, seed: int) -> tuple[Split, Split, Split, Split]:
@@ -72,10 +75,12 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
         return "accuracy" if "label" in parts[Rows].roles else "loss"
 
     def subject(self, run: Run) -> PreTrainedModel:
-        from etude.adapt._subject import load_subject
+        from etude.adapt._subject import load_subject, remember
 
         rows: Rows = Split.load(run.path("train"))[Rows]
-        return load_subject(run.path("model"), rows, run.dtype, run.device, run.seed)
+        model = load_subject(run.path("model"), rows, run.dtype, run.device, run.seed)
+        remember(model, steps=steps_of(run))
+        return model
 
     def data(self, run: Run) -> Data:
         from etude.nn.loading import load_tokenizer
@@ -85,16 +90,18 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
 
     def build(self, contender: Any, subject: PreTrainedModel, data: Data, folder: Path) -> None:
         """Attach, tune the rate where the contender leaves it open, train, save."""
-        from etude.adapt._train import START, train, trained, tune
+        from etude.adapt._subject import recall
+        from etude.adapt._train import train, trained, tune
 
+        steps = recall(subject, "steps") or STEPS
         model = self.call(contender, subject, data)
         if trained(model):
             if not hasattr(contender, "rate"):
                 raise ValueError(f"{type(contender).__name__} has no option rate: add `rate: float | None = None`, so that it is tuned like all")
             rate = contender.rate
             if rate is None:
-                rate = tune(model, data, getattr(contender, "start", START), trials=self.trials)
-            train(model, data, rate, checkpoints=data.journal.room({"rate": rate}))
+                rate = tune(model, data, getattr(contender, "start", START), trials=self.trials, steps=steps)
+            train(model, data, rate, steps=steps, checkpoints=data.journal.room({"rate": rate}))
         self.save(model, data, folder)
 
     def save(self, made: Any, data: Data, folder: Path) -> None:
@@ -111,7 +118,6 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
     def answers(self, made: Any) -> np.ndarray:
         """Logits of fixed tokens; examples of a prompt enter as their digest, since they change what is answered."""
         import hashlib
-        import json
 
         import numpy as np
         import torch
@@ -151,7 +157,6 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
         from etude.adapt import _cost, _folders
         from etude.adapt._rows import examples, spread
         from etude.adapt._subject import load_subject
-        from etude.adapt._train import STEPS
         from etude.harness.machine import rss_anon
         from etude.harness.steps import contender_of
         from etude.nn.loading import load_tokenizer
@@ -165,7 +170,7 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
         del model
         subject = load_subject(Path(about["base"]), None, run.dtype, run.device, labels=about["labels"])
         data = Data(Split(sample), Split(sample), run.seed, tokenizer)
-        return Metrics(metrics | _cost.training(contender_of(run).attach, subject, data, STEPS, rss_anon))
+        return Metrics(metrics | _cost.training(contender_of(run).attach, subject, data, steps_of(run), rss_anon))
 
     def floor(self, train: Split, held_out: Split, run: Run) -> float:
         """The share of the most common label or of a guess among the choices; the entropy of the answers' words where answers are text."""
@@ -214,6 +219,7 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
             "grid": on_grid(folder),
             "licence": licence(folder),
             "labels": len(names_of(rows)) if has_labels(rows) else 0,
+            "steps": steps_of(run),
             "tokens a row": round(sum(lengths) / len(lengths), 1),
         }
 
@@ -248,10 +254,8 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
         return samples(self.load(folder, run), load_tokenizer(folder), held_out[Rows].take([0, 1]))
 
     def estimate(self, facts: Mapping[str, Any], step: str) -> Estimate:
-        from etude.adapt._train import JUDGED, SIZE, STEPS
-
         row = 2 * float(facts["active"]) * float(facts["tokens a row"]) / (EFFICIENCY * float(facts["flops"]))  # seconds of a forward pass
-        one = 3 * row * STEPS * SIZE + row * JUDGED + 2
+        one = 3 * row * float(facts["steps"]) * SIZE + row * JUDGED + 2
         trainings = (self.trials + self.seeds) / (1 + self.seeds)  # a build, on average over the seeds
         judged = ROWS[facts["kind"]] * (1.5 if facts["kind"] == "decoder" else 1.0)  # a prompt of examples is read with every row
         seconds = {"build": trainings * one + 4, "measure": row * judged + 6, "time": 3 * row * SIZE * 9 + 8, "search": 0.0}
@@ -261,19 +265,19 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
     def check(self, parts: Split, run: Run) -> list[str]:
         from etude.adapt._rows import examples, spread
         from etude.adapt._subject import has_labels, kind_of, reading
-        from etude.adapt._train import SIZE, STEPS
         from etude.nn.loading import load_tokenizer
 
         rows, train, folder = parts[Rows], Split.load(run.path("train"))[Rows], run.path("model")
         how, notes, most = reading(folder, train), list[str](), ROWS[kind_of(folder)]
-        seen = f"{STEPS * SIZE} of the {len(train)} training rows, drawn by the seed"
-        if len(train) <= STEPS * SIZE:
-            seen = f"the {len(train)} training rows {STEPS * SIZE / len(train):.1f} times"
-        notes.append(f"each contender trains {STEPS} steps of {SIZE} rows: {seen}")
+        seen = steps_of(run) * SIZE
+        shown = f"{seen} of the {len(train)} training rows, drawn by the seed (--steps sees more)"
+        if len(train) <= seen:
+            shown = f"the {len(train)} training rows {seen / len(train):.1f} times"
+        notes.append(f"each contender trains {steps_of(run)} steps of {SIZE} rows: {shown}")
         if len(rows) > most:
             notes.append(f"{most} of the {len(rows)} rows are judged")
         if has_labels(rows):
-            notes += unseen(train, rows) + many(train, STEPS * SIZE)
+            notes += unseen(train, rows) + many(train, seen)
         read = examples(rows.take(spread(len(rows), most)), how, load_tokenizer(folder))
         refuse_unknown(folder, max(max(row.ids) for row in read))
         cut = sum(row.cut > 0 for row in read)
@@ -281,6 +285,18 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
             side = "the beginning of the prompt is cut off, the answer stays" if kind_of(folder) == "decoder" else "the end of the text is cut off"
             notes.append(f"{cut} rows are longer than {how.limit} tokens: {side}")
         return notes
+
+
+def steps_of(run: Run) -> int:
+    """How many steps every contender trains.
+
+    Raises:
+        ValueError: the user gave no whole number.
+    """
+    steps = json.loads(run.settings or "{}").get("steps", STEPS)
+    if steps != int(steps):
+        raise ValueError(f"--steps {steps} is no whole number: give for instance {STEPS}")
+    return int(steps)
 
 
 def many(train: Rows, seen: int) -> list[str]:

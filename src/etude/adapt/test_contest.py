@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ from etude.adapt.baselines.full import Full
 from etude.adapt.baselines.lora import Lora
 from etude.adapt.contest import FineTuning
 from etude.data.cache import store_folder
-from etude.data.contract import Data, Rows, Split
+from etude.data.contract import Data, Journal, Rows, Split
 from etude.harness.contract import Run
 from etude.nn.loading import load_tokenizer
 from etude.nn.tiny import byte_tokenizer, tiny_llama
@@ -237,7 +238,7 @@ def test_what_is_to_be_said_of_the_rows_is_said():
     train_rows = rows_of(text=[f"text {i}" for i in range(40)], label=["a", "b"] * 20)
     rows = rows_of(text=["x" * 300, "short", "other"], label=["a", "b", "c"])
     notes = "; ".join(FineTuning().check(Split(rows), run_on(folder, train_rows)))
-    assert "the 40 training rows 9.6 times" in notes and "1 rows have a label that training never saw (c)" in notes
+    assert "the 40 training rows 6.4 times" in notes and "1 rows have a label that training never saw (c)" in notes
     assert "1 rows are longer than 128 tokens: the end of the text is cut off" in notes
     llama = planted.kept("llama", tiny_llama)
     asked = rows_of(prompt=["x" * 600, "short"], answer=["a", "b"])
@@ -254,7 +255,7 @@ def test_a_tokenizer_of_another_model_is_refused():
 def test_many_labels_are_said_aloud():
     rows = rows_of(text=[f"text {i}" for i in range(1000)], label=[str(i) for i in range(1000)])
     notes = FineTuning().check(Split(rows.take(list(range(10)))), run_on(planted.kept("bert", planted.tiny_bert), rows))
-    assert any("1000 labels for 384 rows of training" in note for note in notes)
+    assert any("1000 labels for 256 rows of training" in note for note in notes)
 
 
 def test_an_encoder_does_not_answer_with_text():
@@ -323,3 +324,16 @@ def test_a_context_shorter_than_the_rows_is_kept_to():
 
 def test_every_contender_of_the_field_competes_here():
     assert all("adapt" in catalogue.find(name).enters for name in FineTuning.field) and FineTuning.reference in FineTuning.field
+
+
+def test_the_user_says_how_many_steps_all_train(tmp_path):
+    rows, folder = planted.labelled(), planted.kept("bert", planted.tiny_bert)
+    run = replace(run_on(folder, rows), settings='{"steps": 5}')
+    assert any("each contender trains 5 steps of 8 rows" in note for note in FineTuning().check(Split(rows), run))
+    assert FineTuning().facts(run)["steps"] == 5
+    data = Data(Split(rows), Split(rows), 0, load_tokenizer(folder), Journal(tmp_path / "trials.jsonl"))
+    FineTuning().build(Lora(), FineTuning().subject(run), data, tmp_path / "built")
+    losses = {len(json.loads(path.read_text())) for path in tmp_path.rglob("losses.json")}
+    assert losses == {5}
+    with pytest.raises(ValueError, match="--steps 2.5 is no whole number"):
+        FineTuning().check(Split(rows), replace(run, settings='{"steps": 2.5}'))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from etude.align._judge import ends_of
 from etude.align._pairs import PAIRS, TOKENS, TUNING
 from etude.data.contract import Data, Preferences, Split
 from etude.harness.contract import Axis, Contest, Estimate, Need, Run

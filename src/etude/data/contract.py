@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -173,7 +174,7 @@ class Budget:
     Attributes:
         axis: the metric that is limited ("bytes", "seconds", ...).
         limit: in the axis's unit; infinite when only the loss is limited.
-        reference: the reference's cost in the same unit.
+        reference: the reference's cost in the same unit; infinite where it is not known yet, because nothing is limited by it.
     """
 
     axis: str
@@ -183,7 +184,7 @@ class Budget:
     @property
     def share(self) -> float:
         """The limit as a share of the reference, at most 1."""
-        return min(1.0, self.limit / self.reference)
+        return min(1.0, self.limit / self.reference) if math.isfinite(self.limit) else 1.0
 
 
 @dataclass(frozen=True)

@@ -67,15 +67,18 @@ def run_contest(referee: Referee, entrants: list[Entrant], say: Say) -> dict[str
     """Points on the choice part, the chosen ones on the test part over seeds, then what is timed."""
     request, reference = referee.request, entrants[0]
     reference.options = catalogue.to_options(catalogue.make(reference.entry, reference.options))  # as its points are written: built once
-    referee.recall_reference(reference, "choice")
-    first = referee.measure([(reference, reference.options, CHOOSING)], "choice")[0]
+    referee.reference = reference
+    if any(limit["axis"] == referee.contest.costs[0] for limit in referee.limits) and not referee.reference_cost:
+        referee.base = referee.measure([(reference, reference.options, CHOOSING)], "choice")[0].metrics
+    referee.points(entrants)
+    asked = [(entrant, options, CHOOSING) for entrant in entrants if not entrant.left_out for options in entrant.points]
+    wanted = [(reference, reference.options, CHOOSING), *asked]
+    first, *others = referee.measure(wanted, "choice")
     if first.error:
         raise ValueError(f"the reference {reference.label} failed, so that nothing can be compared: {first.error}")
-    referee.reference["choice"] = first.metrics
-    referee.points(entrants)
-    wanted = [(entrant, options, CHOOSING) for entrant in entrants if not entrant.left_out for options in entrant.points]
+    referee.base = first.metrics
     tried = dict[str, list[Measured]]()
-    for (entrant, _, _), one in zip(wanted, referee.measure(wanted, "choice"), strict=True):
+    for (entrant, _, _), one in zip(asked, others, strict=True):
         tried.setdefault(entrant.label, []).append(one)
     held_out = "choice" if request.dev else "test"
     timed_early = request.prefer == "speed" or any(limit["form"] in ("faster", "seconds") for limit in referee.limits)
@@ -89,8 +92,6 @@ def run_contest(referee: Referee, entrants: list[Entrant], say: Say) -> dict[str
         entrant.chosen = referee.choose(entrant, tried.get(entrant.label, []))
     chosen = {entrant.label: tried[entrant.label][entrant.chosen] for entrant in entrants if entrant.chosen >= 0}
     referee.release([one for ones in tried.values() for one in ones], {one.built for one in chosen.values()} | {first.built})
-    if not request.dev:
-        referee.recall_reference(reference, "test")
     seeds = over_seeds(referee, entrants, chosen, held_out)
     if reference.label not in seeds or seeds[reference.label][0].error:
         why = seeds[reference.label][0].error if reference.label in seeds else reference.error or "it was not measured"

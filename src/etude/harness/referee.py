@@ -44,7 +44,13 @@ class Measured:
 
 
 class Referee:
-    """Runs a contest's steps through the runner and remembers what came out."""
+    """Runs a contest's steps through the runner and remembers what came out.
+
+    Attributes:
+        reference: the contender that all others are held against.
+    """
+
+    reference: Entrant
 
     def __init__(
         self, request: Request, contest: Contest[Any, Any], inputs: Inputs, runner: Runner, progress: Progress | None, identity: str = ""
@@ -61,7 +67,7 @@ class Referee:
         self.reference_cost: float | None = None
         self.flops = math.nan  # a second, of one thread here
         self.remembered: dict[str, str] = {}  # held-out part -> digest of what the reference said
-        self.reference: dict[str, Metrics] = {}
+        self.base: Metrics | None = None  # the reference's numbers on the choice part
         self.measured_module = f"etude.{contest.family}.contest"
         self.closure = cache(closure)  # once a contest: sources that are edited meanwhile belong to the next one
 
@@ -101,8 +107,9 @@ class Referee:
 
     def points(self, entrants: list[Entrant]) -> None:
         """Ask every contender for its operating points."""
-        limit = next((l for l in self.limits if l["axis"] == self.contest.costs[0]), None)
-        reference = self.reference_cost or float(getattr(self.reference["choice"], self.contest.costs[0], math.nan))  # what is timed is not known yet
+        limit, reference = next((l for l in self.limits if l["axis"] == self.contest.costs[0]), None), self.reference_cost
+        if limit and not reference:
+            reference = float(getattr(self.base, self.contest.costs[0], math.nan))  # what is timed is not known yet
         amount = None if limit is None else limit["amount"] * (reference if limit["form"] == "share" else 1.0)
         settings: dict[str, Any] = {"axis": self.contest.costs[0], "limit": amount, "reference": reference}
         given, present = self.inputs.pick("model", "tokenizer", "train"), [entrant for entrant in entrants if not entrant.left_out]
@@ -118,20 +125,43 @@ class Referee:
             entrant.left_out = "it offers no operating point for this model and budget" if not entrant.error and not entrant.points else ""
 
     def measure(self, wanted: list[tuple[Entrant, dict[str, Any], int]], held_out: str, again: int = 0) -> list[Measured]:
-        """Build each (contender, options, seed) and measure it on a held-out part; what the store has is not done again."""
+        """Build each (contender, options, seed) and measure it on a held-out part; what the store has is not done again.
+
+        Before a part's first measurement the reference is built and what others are held against is written down; builds don't wait for it.
+
+        Raises:
+            ValueError: the reference could not be built, or could not say what others are held against.
+        """
         builds = [self.build_run(entrant, options, seed) for entrant, options, seed in wanted]
         results = [Measured(options, seed) for _, options, seed in wanted]
-        follow = dict[Run, list[int]]()
-        for i, run in enumerate(builds):
-            follow.setdefault(run, []).append(i)
+        who = {run: entrant for run, (entrant, _, _) in zip(builds, wanted, strict=True)}
+        first = self.build_run(self.reference, self.reference.options, CHOOSING)
+        built = dict[Run, Record]()  # what waits for what the reference says
+
+        def measurements(records: list[Record]) -> list[Job]:
+            return [Job(self.measure_run(who[record.run], record, held_out, again), CALL + "measure") for record in records if record.run in who]
 
         def then(record: Record) -> list[Job]:
-            if record.run.step == "build" and record.status == "done":
-                return [Job(self.measure_run(wanted[follow[record.run][0]][0], record, held_out, again), CALL + "measure")]
-            self.announce(record)
+            step, known = record.run.step, held_out in self.remembered
+            if not known and (step == "remember" or record.run == first):
+                if record.status != "done":
+                    raise ValueError(f"the reference {self.reference.label} failed, so that nothing can be compared: {record.reason}")
+                if step == "remember":
+                    self.remembered[held_out] = record.artifact or ""
+                    return measurements(list(built.values()))
+                built[record.run] = record
+                given = [("built", record.artifact or ""), ("held_out", self.inputs.digests[held_out])]
+                return [Job(self.run("remember", self.reference, given), CALL + "remember", makes=True)]
+            if step == "build" and record.status == "done":
+                if known:
+                    return measurements([record])
+                built[record.run] = record
+            else:
+                self.announce(record)
             return []
 
-        done = self.runner.run([Job(run, CALL + "build", makes=True) for run in follow], then)
+        asked = dict.fromkeys(builds if held_out in self.remembered else [first, *builds])
+        done = self.runner.run([Job(run, CALL + "build", makes=True) for run in asked], then)
         by_run = {record.run: record for record in done}
         for result, run, (entrant, _, _) in zip(results, builds, wanted, strict=True):
             self.fill(result, by_run, run, entrant, held_out, again)
@@ -170,15 +200,6 @@ class Referee:
         settings: dict[str, Any] = {"metric": self.inputs.metric} if self.inputs.metric else {}
         run = self.run("measure", entrant, given, **settings, **({"again": again} if again else {}))
         return replace(run, options=built.run.options)
-
-    def recall_reference(self, entrant: Entrant, held_out: str) -> None:
-        """Build the reference once and write down what later measurements want to know of it."""
-        try:
-            built = self.single(self.build_run(entrant, entrant.options, CHOOSING), makes=True)
-            inputs = [("built", built.artifact or ""), ("held_out", self.inputs.digests[held_out])]
-            self.remembered[held_out] = self.single(self.run("remember", entrant, inputs), makes=True).artifact or ""
-        except ValueError as error:
-            raise ValueError(f"the reference {entrant.label} failed, so that nothing can be compared: {error}") from error
 
     def time(self, entrant: Entrant, measured: Measured, held_out: str) -> None:
         """Add what is timed, alone on this machine."""
@@ -228,7 +249,7 @@ class Referee:
         good = [i for i, one in enumerate(tried) if not one.error]
         if not good:
             return -1
-        reference, main = self.reference["choice"], self.contest.costs[0]
+        reference, main = self.base or Metrics(), self.contest.costs[0]
         inside = [i for i in good if self.inside(tried[i].metrics, reference)]
         by_loss = {i: self.loss(tried[i].metrics, reference) for i in good}
         axis = main if self.request.prefer != "speed" else speed_axis({name: vars(one) for name, one in self.contest.axes.items()}, main)

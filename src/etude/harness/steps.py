@@ -52,7 +52,7 @@ def points(run: Run, folder: Path | None) -> dict[str, Any]:
     """The contender's operating points for the budget, as options."""
     contest, settings = contest_of(run), json.loads(run.settings)
     contender = contender_of(run)
-    budget = Budget(settings["axis"], settings["limit"] or float("inf"), settings["reference"])
+    budget = Budget(settings["axis"], settings["limit"] or float("inf"), settings["reference"] or float("inf"))
     offered = contender.points(budget, contest.subject(run)) if hasattr(contender, "points") else [contender]
     return {"points": [catalogue.to_options(point) for point in offered]}
 

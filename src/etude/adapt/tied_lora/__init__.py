@@ -143,9 +143,9 @@ class TiedLora:
         return Injected(store, parts, {**now, "torch": facts.get("torch", torch.__version__)})
 
     def points(self, budget: Budget, subject: PreTrainedModel) -> list[Self]:
-        """Operating points: a quarter of the rank, the rank, and four times the rank; under a limit on bytes the largest ranks that meet it."""
+        """Operating points: a quarter of the rank, and the rank; under a limit on bytes the largest ranks that meet it."""
         if budget.axis != "bytes" or budget.share == 1:
-            return [replace(self, rank=rank) for rank in sorted({max(1, self.rank // 4), self.rank, 4 * self.rank})]
+            return [replace(self, rank=rank) for rank in sorted({max(1, self.rank // 4), self.rank})]
         found = bundles(target_layers(subject, self.target))
         head = sum(p.numel() for name in head_names(subject) for p in subject.get_submodule(name).parameters())
         numbers = {rank: head + count(found, rank, self.train, self.tie) for rank in range(1, 4 * self.rank + 1)}
