@@ -15,7 +15,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from etude.adapt._recipe import SIZE
-from etude.adapt._rows import SILENT, Example, batch_of, examples
+from etude.adapt._rows import SILENT, Example, batch_of, by_length, examples
 from etude.adapt._train import computing, groups, loss, widen
 from etude.data.contract import Data, Rows
 from etude.fit.loop import Recipe, fit
@@ -72,13 +72,14 @@ def training(attach: Callable[[Any, Data], Any], model: Any, data: Data, steps: 
     widen(made)
     rows: Rows = data.train[Rows]
     read = [row for row in examples(rows, made, data.tokenizer) if row.targets or row.label != SILENT]
+    order = by_length([i % len(read) for i in range(max(len(read), SIZE))], {i: len(row.ids) for i, row in enumerate(read)}, SIZE, 0)
     stamps, seen = list[float](), list[int]()
 
     def loss_of(step: int) -> Tensor:
         stamps.append(perf_counter())
         if step > 1 and stamps[-1] - stamps[0] > PATIENCE:
             raise _Enough
-        value = loss(made, [read[(step * SIZE + i) % len(read)] for i in range(SIZE)])
+        value = loss(made, [read[place] for place in order[step % len(order)]])
         seen.append(held())  # the activations are there, for the backward pass
         return value
 

@@ -26,7 +26,7 @@ from etude.nn.pooled import mean_pooled
 from etude.nn.surgery import evaluating
 
 TOKENS, WINDOW = 1024, 256  # of general text that a decoder is asked about
-PARAGRAPHS = 64  # of general text that an encoder is asked about
+PARAGRAPHS = 16  # of general text that an encoder is asked about
 
 Tree = dict[int, Any]  # token -> the tokens that may follow, or the label that ends here
 

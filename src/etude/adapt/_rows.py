@@ -23,6 +23,7 @@ from etude.data.contract import Rows
 from etude.measure.quality import context_of
 
 LONGEST = 512  # tokens a row, where the model's context allows as many
+WINDOW = 16  # batches among which rows of like length find each other
 SILENT = -100  # a target that the loss leaves out
 
 # Dimensions: B rows of a batch, T tokens.
@@ -227,3 +228,13 @@ def drawn(count: int, size: int, step: int, seed: int) -> list[int]:
         order = torch.randperm(count, generator=torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63))).tolist()
         places += order[max(0, first - epoch * count) : max(0, first + size - epoch * count)]
     return places
+
+
+def by_length(places: Sequence[int], lengths: Mapping[int, int], size: int, seed: int) -> list[list[int]]:
+    """Batches of rows of like length, so that little is padded: `WINDOW` batches of `places` at a time are sorted, cut, and put in a random order."""
+    batches, dice = list[list[int]](), torch.Generator().manual_seed(seed % (1 << 63))
+    for start in range(0, len(places), WINDOW * size):
+        window = sorted(places[start : start + WINDOW * size], key=lambda place: lengths[place])
+        cut = [window[i : i + size] for i in range(0, len(window), size)]
+        batches += [cut[i] for i in torch.randperm(len(cut), generator=dice).tolist()]
+    return batches

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from etude.adapt._recipe import EVERY, HEAD, JUDGED, SIZE, STEPS, TRIALS
-from etude.adapt._rows import SILENT, Example, batch_of, drawn, examples, spread
+from etude.adapt._rows import SILENT, Example, batch_of, by_length, drawn, examples, spread
 from etude.data.contract import Data, Rows
 from etude.fit.loop import Recipe, by_shape, fit
 from etude.fit.tune import climb
@@ -54,16 +54,17 @@ def train(
         ValueError: nothing requires a gradient, or a label is unknown.
     """
     rows: Rows = data.train[Rows]
-    places = [drawn(len(rows), size, step, data.seed) for step in range(steps)]
-    wanted = sorted({place for step in places for place in step})
+    places = [place for step in range(steps) for place in drawn(len(rows), size, step, data.seed)]
+    wanted = sorted(set(places))
     read = dict(zip(wanted, examples(rows.take(wanted), model, data.tokenizer), strict=True))
     if strange := [place for place, row in read.items() if not row.targets and row.label == SILENT]:
         label = rows.take(strange[:1]).column("label")[0]
         raise ValueError(f"the model's head has no label {label!r}: it was made for other rows")
     widen(model)
+    order = by_length(places, {place: len(row.ids) for place, row in read.items()}, size, data.seed)
 
     def loss_of(step: int) -> Tensor:
-        return loss(model, [read[place] for place in places[step]])
+        return loss(model, [read[place] for place in order[step]])
 
     recipe = Recipe(steps, rate, every=every)
     return fit(model, loss_of, recipe, data.seed, groups=groups(model), checkpoints=checkpoints, say=say)

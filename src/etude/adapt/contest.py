@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from etude.adapt import Adapter  # noqa: F401 -- what the contenders are
 
 SHARES = (0.7, 0.1, 0.1, 0.1)  # train, validation, choice, test
-ROWS = {"encoder": 400, "decoder": 200}  # held-out rows that are judged at most
+ROWS = {"encoder": 256, "decoder": 200}  # held-out rows that are judged at most
 EFFICIENCY = 0.25  # of a processor's peak, that small models reach in training
 
 

@@ -238,7 +238,7 @@ def test_what_is_to_be_said_of_the_rows_is_said():
     train_rows = rows_of(text=[f"text {i}" for i in range(40)], label=["a", "b"] * 20)
     rows = rows_of(text=["x" * 300, "short", "other"], label=["a", "b", "c"])
     notes = "; ".join(FineTuning().check(Split(rows), run_on(folder, train_rows)))
-    assert "the 40 training rows 6.4 times" in notes and "1 rows have a label that training never saw (c)" in notes
+    assert "the 40 training rows 4.8 times" in notes and "1 rows have a label that training never saw (c)" in notes
     assert "1 rows are longer than 128 tokens: the end of the text is cut off" in notes
     llama = planted.kept("llama", tiny_llama)
     asked = rows_of(prompt=["x" * 600, "short"], answer=["a", "b"])
@@ -255,7 +255,7 @@ def test_a_tokenizer_of_another_model_is_refused():
 def test_many_labels_are_said_aloud():
     rows = rows_of(text=[f"text {i}" for i in range(1000)], label=[str(i) for i in range(1000)])
     notes = FineTuning().check(Split(rows.take(list(range(10)))), run_on(planted.kept("bert", planted.tiny_bert), rows))
-    assert any("1000 labels for 256 rows of training" in note for note in notes)
+    assert any("1000 labels for 192 rows of training" in note for note in notes)
 
 
 def test_an_encoder_does_not_answer_with_text():

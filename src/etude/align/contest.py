@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from etude.align._judge import ends_of
 from etude.align._pairs import PAIRS, TOKENS, TUNING
 from etude.data.contract import Data, Preferences, Split
 from etude.harness.contract import Axis, Contest, Estimate, Need, Run
@@ -121,7 +120,7 @@ class PreferencePairs(Contest["PreTrainedModel", "Aligner"]):
         from peft import PeftModel
 
         from etude.align import _folders
-        from etude.align._judge import judge, reference_length
+        from etude.align._judge import ends_of, judge, reference_length
         from etude.align._score import digest_of_model, reference_scores, score
         from etude.nn.loading import load_decoder, load_tokenizer
 
@@ -225,7 +224,7 @@ class PreferencePairs(Contest["PreTrainedModel", "Aligner"]):
         return {"loads in": "PEFT, around the model brought" if (folder / ADAPTER).is_file() else "plain transformers"}
 
     def samples(self, folder: Path, held_out: Split, run: Run) -> list[str]:
-        from etude.align._judge import sample
+        from etude.align._judge import ends_of, sample
 
         policy, tokenizer = self.loaded(folder, run)
         prompts = [pair.prompt for pair in self.pairs(folder, held_out, run).pairs[:2]]

@@ -40,7 +40,7 @@ AREAS = {  # chapters of the library reference, those near to each other togethe
     "windows": "tkinter turtle turtledemo curses colorsys",
 }
 MOST = 600  # rows of an area
-WORDS = (6, 24)  # of a row
+WORDS = (6, 16)  # of a row
 ANSWERS, BRIEF = 160, (4, 10)  # rows, and words of an answer
 
 

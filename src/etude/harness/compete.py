@@ -33,12 +33,13 @@ def compete(request: Request, say: Say, progress: Progress | None = None) -> dic
         ValueError: something the user gave cannot be used; the message says what and what to do.
     """
     contest = contest_for(request)
-    entrants = entrants_of(request, contest)
     check_machine(request)
+    runner = Runner(Store(home() / "etude.sqlite"), jobs=request.jobs or cores(), progress=progress)
+    runner.warm_up()
+    entrants = entrants_of(request, contest)
     inputs = gather(request, contest, say)
     leave_out(entrants, lambda entrant: lacks(entrant, inputs))
     identity = identity_of(request, contest, entrants, inputs)
-    runner = Runner(Store(home() / "etude.sqlite"), jobs=request.jobs or cores(), progress=progress)
     referee = Referee(request, contest, inputs, runner, progress, identity)
     check_out(request, identity)
     with nullcontext() if request.dry_run else lock(request.out):

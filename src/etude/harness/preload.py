@@ -16,6 +16,8 @@ HEAVY = (
     "transformers.models.auto.tokenization_auto",
     "transformers.models.llama.modeling_llama",
     "datasets",
+    "peft",
+    "compressed_tensors.compressors",
     "etude.harness.worker",
 )
 

@@ -76,6 +76,10 @@ class Runner:
         self.made_anew: set[str] = set()
         forkserver.set_forkserver_preload(list(preload))
 
+    def warm_up(self) -> None:
+        """Let the fork server begin with its imports; nobody waits for it."""
+        forkserver.ensure_running()
+
     def run(self, jobs: Iterable[Job], then: Then | None = None, whole: bool = False) -> list[Record]:
         """Run each job and the jobs that `then` adds, identical ones once.
 

@@ -49,10 +49,13 @@ class EtudeForSequenceClassification(PreTrainedModel):
     def around(cls, folder: Path, dtype: torch.dtype, **labels: Any) -> Self:
         """A new head on the encoder of a folder; `labels` are num_labels, id2label, label2id."""
         encoder = AutoModel.from_pretrained(folder, dtype=dtype, local_files_only=True)
-        model = cls(EtudeClassifierConfig.of(encoder.config, dtype=dtype, **labels)).to(dtype)
         if getattr(encoder, "pooler", None) is not None:
             encoder.pooler = None
-        model.encoder = encoder
+        config = EtudeClassifierConfig.of(encoder.config, dtype=dtype, **labels)
+        with torch.device("meta"):  # drawing an encoder that is thrown away takes as long as reading the real one
+            model = cls(config)
+        model.encoder, model.classifier = encoder, nn.Linear(config.hidden_size, config.num_labels, dtype=dtype)
+        model._init_weights(model.classifier)
         return model
 
     @torch.no_grad()
