@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SHARES = (0.7, 0.1, 0.1, 0.1)  # train, validation, choice, test
 ROWS = {"encoder": 256, "decoder": 200}  # held-out rows that are judged at most
-EFFICIENCY = 0.25  # of a processor's peak, that small models reach in training
+EFFICIENCY, ELEMENTWISE = 0.8, 2e11  # share of a processor's peak that products of matrices reach; operations a second that all the rest allows
 
 
 class FineTuning(Contest["PreTrainedModel", "Adapter"]):
@@ -254,11 +254,12 @@ class FineTuning(Contest["PreTrainedModel", "Adapter"]):
         return samples(self.load(folder, run), load_tokenizer(folder), held_out[Rows].take([0, 1]))
 
     def estimate(self, facts: Mapping[str, Any], step: str) -> Estimate:
-        row = 2 * float(facts["active"]) * float(facts["tokens a row"]) / (EFFICIENCY * float(facts["flops"]))  # seconds of a forward pass
-        one = 3 * row * float(facts["steps"]) * SIZE + row * JUDGED + 2
+        operations = 2 * float(facts["active"]) * float(facts["tokens a row"])
+        row = operations / (EFFICIENCY * float(facts["flops"])) + operations / ELEMENTWISE  # seconds of a forward pass
+        one = 2.5 * row * float(facts["steps"]) * SIZE + row * JUDGED + 1
         trainings = (self.trials + self.seeds) / (1 + self.seeds)  # a build, on average over the seeds
         judged = ROWS[facts["kind"]] * (1.5 if facts["kind"] == "decoder" else 1.0)  # a prompt of examples is read with every row
-        seconds = {"build": trainings * one + 4, "measure": row * judged + 6, "time": 3 * row * SIZE * 9 + 8, "search": 0.0}
+        seconds = {"build": trainings * one + 2.5, "measure": row * judged + 3, "time": 2.5 * row * SIZE * 9 + 2, "search": 0.0}
         size = float(facts["parameters"])
         return Estimate(seconds[step], (20 * size if step == "build" else 4 * size) + 1.2e9, 14 * size if step == "build" else 0.0)
 
